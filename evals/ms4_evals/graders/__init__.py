@@ -1,0 +1,1 @@
+"""Graders: from the final answer of a sample to a verdict."""

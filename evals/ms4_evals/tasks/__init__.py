@@ -1,0 +1,1 @@
+"""Tasks: where problems come from, how they are asked, and how answers are graded."""

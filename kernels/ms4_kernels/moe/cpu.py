@@ -1,0 +1,159 @@
+"""The experts operation with a backward written by hand: sorted rows, grouped products, and little saved.
+
+Decomposition: save only the layer's input X [T, d] and the pre-activation H [T*K, 2n] (2d + 4Kn bytes per token in bf16, against three times
+that or more when autograd records each step), recompute the activation A from H, and take the router's gradient as <dA', A>, where dA' is
+the gradient of A before the routing weight, so that the experts' outputs are not kept either. Rows return to tokens by gathering and summing
+in slot order, never by atomic or unordered adds: two runs agree to the bit. Gradients nobody asked for (a frozen base) are not computed.
+It is plain torch and runs on any device; it is fast on CPUs. Exercise it: ``pytest tests/kernels/ms4_kernels/moe/test_cpu.py``.
+
+Shape suffixes: t tokens, k experts per token, e experts, r = t*k rows sorted by expert, d hidden, n expert intermediate, i = 2n; for the two
+projections in general: o features out, i features in, p LoRA rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ms4_kernels.moe.grouped import rows_by_rows, rows_by_weight, rows_by_weight_transposed
+from ms4_kernels.moe.lora import ExpertLora
+from ms4_kernels.moe.sorting import ExpertOrder, sort_by_expert
+
+
+def experts_cpu(
+    hidden_td: Tensor, gate_up_eid: Tensor, down_edn: Tensor, expert_ids_tk: Tensor, weights_tk: Tensor, lora: ExpertLora | None = None
+) -> Tensor:
+    """Apply the experts. Arguments as for :func:`ms4_kernels.moe.experts`."""
+    lora = lora or ExpertLora()
+    return _Experts.apply(  # type: ignore[return-value]
+        hidden_td,
+        weights_tk,
+        expert_ids_tk,
+        lora.gate_up_scale,
+        lora.down_scale,
+        gate_up_eid,
+        lora.gate_up_a_erd,
+        lora.gate_up_b_eir,
+        down_edn,
+        lora.down_a_ern,
+        lora.down_b_edr,
+    )
+
+
+class _Projection(NamedTuple):
+    """One stacked projection of all experts with its optional low-rank update."""
+
+    weight_eoi: Tensor
+    a_epi: Tensor | None
+    b_eop: Tensor | None
+    scale: float
+
+    def forward(self, x_ri: Tensor, ends_e: Tensor) -> Tensor:
+        y_ro = rows_by_weight(x_ri, self.weight_eoi, ends_e)
+        if self.a_epi is not None and self.b_eop is not None:
+            low_rp = rows_by_weight(x_ri, self.a_epi, ends_e)
+            y_ro.add_(rows_by_weight(low_rp, self.b_eop, ends_e), alpha=self.scale)
+        return y_ro
+
+    def input_grad(self, dy_ro: Tensor, ends_e: Tensor) -> Tensor:
+        dx_ri = rows_by_weight_transposed(dy_ro, self.weight_eoi, ends_e)
+        if self.a_epi is not None and self.b_eop is not None:
+            dlow_rp = rows_by_weight_transposed(dy_ro, self.b_eop, ends_e)
+            dx_ri.add_(rows_by_weight_transposed(dlow_rp, self.a_epi, ends_e), alpha=self.scale)
+        return dx_ri
+
+    def parameter_grads(
+        self, dy_ro: Tensor, x_ri: Tensor, ends_e: Tensor, needed: tuple[bool, bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return the gradients of (weight, a, b), None where not needed."""
+        dweight_eoi = rows_by_rows(dy_ro, x_ri, ends_e) if needed[0] else None
+        da_epi = db_eop = None
+        if self.a_epi is not None and self.b_eop is not None:
+            if needed[1]:
+                da_epi = rows_by_rows(rows_by_weight_transposed(dy_ro, self.b_eop, ends_e), x_ri, ends_e).mul_(self.scale)
+            if needed[2]:
+                db_eop = rows_by_rows(dy_ro, rows_by_weight(x_ri, self.a_epi, ends_e), ends_e).mul_(self.scale)
+        return dweight_eoi, da_epi, db_eop
+
+
+class _Experts(torch.autograd.Function):
+    """Inputs 0 hidden, 1 routing weights, 2 expert ids, 3-4 scales, 5-7 gate_up (weight, a, b), 8-10 down (weight, a, b)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_td: Tensor,
+        weights_tk: Tensor,
+        expert_ids_tk: Tensor,
+        gate_up_scale: float,
+        down_scale: float,
+        *parameters: Tensor | None,
+    ) -> Tensor:
+        gate_up, down = _Projection(*parameters[:3], gate_up_scale), _Projection(*parameters[3:], down_scale)  # type: ignore[arg-type]
+        order = sort_by_expert(expert_ids_tk, gate_up.weight_eoi.shape[0])
+        h_ri = gate_up.forward(hidden_td.index_select(0, order.token_r), order.ends_e)
+        gate_rn, up_rn = h_ri.chunk(2, dim=-1)
+        y_rd = down.forward(F.silu(gate_rn).mul_(up_rn), order.ends_e)
+        ctx.save_for_backward(hidden_td, h_ri, weights_tk, *order, *parameters)
+        ctx.scales = (gate_up_scale, down_scale)
+        return _gather_sum(y_rd, order.row_tk, weights_tk)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_td, h_ri, weights_tk, pair_r, row_tk, ends_e, *parameters = ctx.saved_tensors
+        gate_up, down = _Projection(*parameters[:3], ctx.scales[0]), _Projection(*parameters[3:], ctx.scales[1])
+        needs_hidden, needs_weights, needed = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[5:]
+        token_r = ExpertOrder(pair_r, row_tk, ends_e).token_r
+
+        dout_rd = grad_outputs[0].index_select(0, token_r)
+        dactivation_rn = down.input_grad(dout_rd, ends_e)  # before the routing weight
+        gate_rn, up_rn = h_ri.chunk(2, dim=-1)
+        silu_rn = F.silu(gate_rn)
+        activation_rn = silu_rn * up_rn
+        dweights_tk = _row_dots(dactivation_rn, activation_rn)[row_tk].to(weights_tk.dtype) if needs_weights else None
+
+        weight_r1 = weights_tk.reshape(-1)[pair_r].unsqueeze(1)
+        dactivation_rn = _scale_rows(dactivation_rn, weight_r1)
+        down_grads = (None, None, None)
+        if any(needed[3:]):
+            down_grads = down.parameter_grads(dout_rd, _scale_rows(activation_rn, weight_r1), ends_e, needed[3:])
+        del dout_rd, activation_rn
+
+        dh_ri = torch.empty_like(h_ri)
+        dgate_rn, dup_rn = dh_ri.chunk(2, dim=-1)
+        torch.mul(dactivation_rn, silu_rn, out=dup_rn)
+        torch.ops.aten.silu_backward.grad_input(dactivation_rn.mul_(up_rn), gate_rn, grad_input=dgate_rn)
+        gate_up_grads = (None, None, None)
+        if any(needed[:3]):
+            gate_up_grads = gate_up.parameter_grads(dh_ri, hidden_td.index_select(0, token_r), ends_e, needed[:3])
+        dhidden_td = _gather_sum(gate_up.input_grad(dh_ri, ends_e), row_tk) if needs_hidden else None
+        return dhidden_td, dweights_tk, None, None, None, *gate_up_grads, *down_grads
+
+
+def _gather_sum(rows_rd: Tensor, row_tk: Tensor, weights_tk: Tensor | None = None) -> Tensor:
+    """Return ``out[t] = sum_k weights[t, k] * rows[row_tk[t, k]]``, added in slot order, in fp32 or wider, as the rows' type."""
+    wide = torch.promote_types(rows_rd.dtype, torch.float32)
+    out_td = torch.zeros(row_tk.shape[0], rows_rd.shape[1], dtype=wide, device=rows_rd.device)
+    for k in range(row_tk.shape[1]):
+        part_td = rows_rd.index_select(0, row_tk[:, k])
+        if weights_tk is None:
+            out_td.add_(part_td)
+        else:
+            out_td.addcmul_(part_td.to(wide), weights_tk[:, k, None].to(wide))
+    return out_td.to(rows_rd.dtype)
+
+
+def _row_dots(left_rn: Tensor, right_rn: Tensor) -> Tensor:
+    """Return the dot product of each pair of rows, in fp32 or wider."""
+    wide = torch.promote_types(left_rn.dtype, torch.float32)
+    return (left_rn * right_rn).sum(dim=-1, dtype=wide)
+
+
+def _scale_rows(rows_rn: Tensor, factor_r1: Tensor) -> Tensor:
+    """Multiply each row by its factor in the wider type of the two, and keep the rows' type."""
+    return (rows_rn * factor_r1).to(rows_rn.dtype)

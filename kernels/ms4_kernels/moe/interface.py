@@ -1,0 +1,79 @@
+"""The one entrance to the experts operation; it checks shapes and picks the implementation.
+
+Exercise it: ``pytest tests/kernels/ms4_kernels/moe``.
+
+Shape suffixes: t tokens, k experts per token, e experts, r LoRA rank, d hidden, n expert intermediate, i = 2n (gate rows, then up rows).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ms4_kernels.moe.cpu import experts_cpu
+from ms4_kernels.moe.lora import ExpertLora
+from ms4_kernels.moe.reference import experts_reference
+
+__all__ = ["Backend", "ExpertLora", "experts"]
+
+Backend = Literal["auto", "reference", "cpu"]
+
+_LOG = logging.getLogger("ms4_kernels")
+_IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"reference": experts_reference, "cpu": experts_cpu}
+
+
+def experts(
+    hidden_td: Tensor,
+    gate_up_eid: Tensor,
+    down_edn: Tensor,
+    expert_ids_tk: Tensor,
+    weights_tk: Tensor,
+    *,
+    lora: ExpertLora | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Send each token through its experts and add up their weighted outputs (spec section 2.2).
+
+    Args:
+        hidden_td: [T, d] tokens; T may be 0.
+        gate_up_eid: [E, 2n, d] stacked weights, rows 0..n-1 gate, n..2n-1 up.
+        down_edn: [E, d, n] stacked weights.
+        expert_ids_tk: int64 [T, K], each in 0..E-1, those of one token distinct or not.
+        weights_tk: [T, K] factors on the experts' outputs, fp32 or the type of ``hidden_td``.
+        lora: low-rank updates of the stacks.
+        backend: ``auto`` takes the fastest that serves the device.
+
+    Returns:
+        [T, d] in the type of ``hidden_td``; differentiable in hidden, weights, both stacks and the LoRA tensors.
+
+    Raises:
+        ValueError: shapes that do not fit, an expert id out of range, or an unknown backend.
+    """
+    _check_shapes(hidden_td, gate_up_eid, down_edn, expert_ids_tk, weights_tk)
+    implementation = _IMPLEMENTATIONS[_choose(backend, hidden_td.device.type, hidden_td.dtype)]
+    return implementation(hidden_td, gate_up_eid, down_edn, expert_ids_tk, weights_tk, lora)
+
+
+@cache
+def _choose(backend: str, device_type: str, dtype: torch.dtype) -> str:
+    """Resolve ``auto``; cached, so that each choice is logged once."""
+    chosen = "cpu" if backend == "auto" else backend
+    if chosen not in _IMPLEMENTATIONS:
+        raise ValueError(f"unknown experts backend {backend!r}; known: auto, {', '.join(_IMPLEMENTATIONS)}")
+    _LOG.info("experts operation: %s backend on %s, %s", chosen, device_type, str(dtype).removeprefix("torch."))
+    return chosen
+
+
+def _check_shapes(hidden_td: Tensor, gate_up_eid: Tensor, down_edn: Tensor, expert_ids_tk: Tensor, weights_tk: Tensor) -> None:
+    num_experts, width, hidden_size = gate_up_eid.shape
+    if hidden_td.shape[1:] != (hidden_size,):
+        raise ValueError(f"hidden is {list(hidden_td.shape)}, expected [T, {hidden_size}]")
+    if down_edn.shape != (num_experts, hidden_size, width // 2) or width % 2:
+        raise ValueError(f"stacks {list(gate_up_eid.shape)} and {list(down_edn.shape)} are not [E, 2n, d] and [E, d, n]")
+    if expert_ids_tk.shape != weights_tk.shape or expert_ids_tk.shape[0] != hidden_td.shape[0]:
+        raise ValueError(f"ids {list(expert_ids_tk.shape)} and weights {list(weights_tk.shape)} do not fit {hidden_td.shape[0]} tokens")

@@ -1,0 +1,47 @@
+"""What the experts operation computes, in the fewest plain differentiable torch operations. Slow; every other path must agree with it.
+
+Exercise it: ``pytest tests/kernels/ms4_kernels/moe/test_reference.py``.
+
+Shape suffixes: t tokens, k experts per token, e experts, r LoRA rank, s rows of one expert, d hidden, n expert intermediate, i = 2n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ms4_kernels.moe.lora import ExpertLora
+
+
+def experts_reference(
+    hidden_td: Tensor, gate_up_eid: Tensor, down_edn: Tensor, expert_ids_tk: Tensor, weights_tk: Tensor, lora: ExpertLora | None = None
+) -> Tensor:
+    """Compute ``out[t] = sum_k weights[t, k] * down_e(silu(gate_e x) * up_e x)`` with e = expert_ids[t, k].
+
+    Arguments as for :func:`ms4_kernels.moe.experts`; any floating type, fp64 included.
+    """
+    lora = lora or ExpertLora()
+    num_experts = gate_up_eid.shape[0]
+    gate_up, down = gate_up_eid.unbind(0), down_edn.unbind(0)  # never stack[e]: its backward fills a whole stack with zeros, per expert
+    gate_up_a, gate_up_b = _unbind(lora.gate_up_a_erd, num_experts), _unbind(lora.gate_up_b_eir, num_experts)
+    down_a, down_b = _unbind(lora.down_a_ern, num_experts), _unbind(lora.down_b_edr, num_experts)
+    out_td = torch.zeros_like(hidden_td)
+    for e in range(num_experts):
+        token_s, slot_s = (expert_ids_tk == e).nonzero(as_tuple=True)
+        h_si = _linear(hidden_td[token_s], gate_up[e], gate_up_a[e], gate_up_b[e], lora.gate_up_scale)
+        gate_sn, up_sn = h_si.chunk(2, dim=-1)
+        y_sd = _linear(F.silu(gate_sn) * up_sn, down[e], down_a[e], down_b[e], lora.down_scale)
+        out_td = out_td.index_add(0, token_s, (y_sd * weights_tk[token_s, slot_s, None]).to(out_td.dtype))
+    return out_td
+
+
+def _unbind(stack: Tensor | None, num_experts: int) -> Sequence[Tensor | None]:
+    return [None] * num_experts if stack is None else stack.unbind(0)
+
+
+def _linear(x: Tensor, weight: Tensor, a: Tensor | None, b: Tensor | None, scale: float) -> Tensor:
+    y = F.linear(x, weight)
+    return y if a is None or b is None else y + scale * F.linear(F.linear(x, a), b)

@@ -1,0 +1,1 @@
+"""ms4-train: fine-tune and evaluate Mistral Small 4."""

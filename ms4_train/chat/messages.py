@@ -1,0 +1,249 @@
+"""Turns the outside form of a conversation (JSON of a training row, messages of a prompt) into a checked ``ChatRow``.
+
+Accepted beside plain text content: lists of ``text`` and ``thinking`` parts, and thinking in a field of its own (``reasoning_content``,
+``reasoning`` or ``thinking``). Everything that would be trained on wrongly or silently dropped is refused with a stable fault code:
+
+- ``not-an-object``, ``no-messages``, ``no-assistant``, ``bad-role``, ``role-order``;
+- ``bad-content``, ``empty-user``, ``empty-assistant``, ``unsupported-content``, ``unsupported-field``;
+- ``bad-mode``, ``thinking-in-none``; ``bad-tools``, ``bad-tool-call``, ``tool-result``.
+
+Exercise it: ``pytest tests/ms4_train/chat/test_messages.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, get_args
+
+from ms4_train.chat.tool_fields import pair_results, read_call_id, read_tool_calls, read_tools
+from ms4_train.chat.types import REASONING_EFFORTS, ChatRow, Message, ReasoningEffort, Role
+from ms4_train.errors import RowError
+
+ROLES: tuple[Role, ...] = get_args(Role)
+
+_THINKING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+# These change what is trained in other tools' formats; ignoring them would train something else than the user meant.
+_REFUSED_FIELDS = ("function_call", "weight", "prefix", "train", "trainable")
+# What may follow what. A tool message is only reached through a call (``pair_results``).
+_MAY_FOLLOW: dict[Role | None, tuple[Role, ...]] = {
+    None: ("system", "user"),
+    "system": ("system", "user"),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("tool", "assistant", "user"),
+}
+
+
+def read_row(row: Any, *, default_effort: ReasoningEffort = "none") -> ChatRow:
+    """Check a training row: a whole conversation that ends with the assistant.
+
+    Args:
+        row: ``{"messages": [...], "tools": [...], "reasoning_effort": "none" | "high"}``; the last two are optional.
+        default_effort: mode of a row that names none.
+
+    Raises:
+        RowError: with the fault's code and the key it is at; the caller adds file and line.
+    """
+    if not isinstance(row, Mapping):
+        raise RowError("a row must be a JSON object.", row_code="not-an-object", fix='write {"messages": [...]}.')
+    effort = read_effort(row.get("reasoning_effort"), default=default_effort)
+    messages = _read_messages(row.get("messages"))
+    if not any(message.role == "assistant" for message in messages):
+        raise RowError("no message is from the assistant, so nothing can be trained.", row_code="no-assistant", key="messages")
+    if messages[-1].role != "assistant":
+        raise _order_error(len(messages) - 1, f"the last message is from the {messages[-1].role}.", "end the row with an assistant message.")
+    for index, message in enumerate(messages):
+        if message.thinking is not None:
+            _check_trained_thinking(message, effort, f"messages[{index}]")
+    return ChatRow(messages=messages, tools_json=read_tools(row.get("tools")), reasoning_effort=effort)
+
+
+def read_prompt(messages: Any, *, tools: Any = None, reasoning_effort: str | None = "none") -> ChatRow:
+    """Check the messages of a prompt: a conversation that waits for the assistant's next turn.
+
+    Raises:
+        RowError: with the fault's code and key.
+    """
+    effort = read_effort(reasoning_effort, default="none")
+    checked = _read_messages(messages)
+    if checked[-1].role not in ("user", "tool"):
+        raise _order_error(len(checked) - 1, f"the last message is from the {checked[-1].role}.", "end the prompt with a user message.")
+    return ChatRow(messages=checked, tools_json=read_tools(tools), reasoning_effort=effort)
+
+
+def read_effort(value: Any, *, default: ReasoningEffort) -> ReasoningEffort:
+    """The reasoning mode; None means ``default``.
+
+    Raises:
+        RowError: ``bad-mode``.
+    """
+    if value is None:
+        return default
+    for effort in REASONING_EFFORTS:
+        if value == effort:
+            return effort
+    raise RowError(f"unknown mode {value!r:.40}.", row_code="bad-mode", key="reasoning_effort", fix="use none or high.")
+
+
+def _check_trained_thinking(message: Message, effort: ReasoningEffort, key: str) -> None:
+    if not message.thinking_closed:
+        raise _content_error("an unclosed thought cannot be trained on.", key, "close it, or cut the row before it.")
+    if effort == "none":
+        raise RowError(
+            "an assistant turn has thinking, but the row's mode is none; training on it would teach the mode to think.",
+            row_code="thinking-in-none",
+            key=key,
+            fix="set reasoning_effort: high in the row or on the data source, or remove the thinking.",
+        )
+
+
+def _read_messages(value: Any) -> tuple[Message, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
+        raise RowError("must be a list of at least one message.", row_code="no-messages", key="messages", fix="check data.*.fields.messages.")
+    messages = [_read_message(entry, f"messages[{index}]") for index, entry in enumerate(value)]
+    return tuple(_check_order(messages))
+
+
+def _check_order(messages: list[Message]) -> list[Message]:
+    """Check the order of roles and pair tool results with their calls."""
+    previous: Role | None = None
+    for index, message in enumerate(messages):
+        if message.role not in _MAY_FOLLOW[previous]:
+            after = f"after a {previous} message" if previous else "at the start"
+            if previous == message.role:
+                fix = "join the two messages into one."
+            elif message.role == "system":
+                fix = "put system messages first."
+            else:
+                fix = "let user and assistant take turns, beginning with the user."
+            raise _order_error(index, f"a {message.role} message cannot stand {after}.", fix)
+        previous = message.role
+    ordered: list[Message] = []
+    position = 0
+    while position < len(messages):
+        message = messages[position]
+        stop = position + 1
+        if message.role == "assistant":
+            while stop < len(messages) and messages[stop].role == "tool":
+                stop += 1
+            results = messages[position + 1 : stop]
+            if message.tool_calls or results:
+                key = f"messages[{position}]"
+                calls, results = pair_results(message.tool_calls, results, key)
+                if calls and not results and stop < len(messages):
+                    raise RowError(
+                        "its calls have no results, but the conversation goes on.",
+                        row_code="tool-result",
+                        key=key,
+                        fix="after a turn with calls, give one tool message for each call.",
+                    )
+                message = replace(message, tool_calls=calls)
+            ordered += [message, *results]
+        else:
+            ordered.append(message)
+        position = stop
+    return ordered
+
+
+def _read_message(entry: Any, key: str) -> Message:
+    if not isinstance(entry, Mapping):
+        raise _content_error("must be an object with role and content.", key)
+    role = entry.get("role")
+    if role not in ROLES:
+        hint = " The row looks like ShareGPT's form (from, value)." if "from" in entry else ""
+        shown = "no role" if role is None else f"the unknown role {role!r:.40}"
+        raise RowError(f"has {shown}.{hint}", row_code="bad-role", key=key, fix=f"use one of {', '.join(ROLES)}.")
+    for name in _REFUSED_FIELDS:
+        if entry.get(name) not in (None, False):
+            raise RowError(
+                f"the field {name} is not supported.", row_code="unsupported-field", key=f"{key}.{name}", fix="remove it; see data.train_on_turns."
+            )
+    text, thinking, closed = _read_content(entry.get("content"), f"{key}.content")
+    field_thinking = _read_thinking_fields(entry, key)
+    if field_thinking is not None:
+        if thinking is not None:
+            raise _content_error("thinking stands both in the content and in a field of its own.", key)
+        thinking = field_thinking
+    if role == "assistant":
+        calls = read_tool_calls(entry.get("tool_calls"), f"{key}.tool_calls")
+        if not calls and not text.strip():
+            raise RowError(
+                "the assistant's turn is empty." if thinking is None else "the assistant thinks, but neither answers nor calls a tool.",
+                row_code="empty-assistant",
+                key=key,
+                fix="remove the turn, or give it text or tool calls.",
+            )
+        return Message("assistant", text, thinking, closed, calls)
+    if thinking is not None:
+        raise _content_error(f"a {role} message cannot hold thinking.", key)
+    if entry.get("tool_calls"):
+        raise _content_error(f"a {role} message cannot hold tool calls.", key)
+    if role == "tool":
+        return Message("tool", text, tool_call_id=read_call_id(entry.get("tool_call_id"), f"{key}.tool_call_id"))
+    if role == "user" and not text.strip():
+        raise RowError("the user's turn is empty.", row_code="empty-user", key=key, fix="remove the row, or give the turn text.")
+    return Message(role, text)
+
+
+def _read_thinking_fields(entry: Mapping[str, Any], key: str) -> str | None:
+    found: str | None = None
+    for name in _THINKING_FIELDS:
+        value = entry.get(name)
+        # Data sets write "" where a turn has no thinking.
+        if value is None or value == "":
+            continue
+        if not isinstance(value, str):
+            raise _content_error("must be text.", f"{key}.{name}")
+        if found is not None and found != value:
+            raise _content_error(f"two of {', '.join(_THINKING_FIELDS)} differ.", key, "keep one of them.")
+        found = value
+    return found
+
+
+def _read_content(content: Any, key: str) -> tuple[str, str | None, bool]:
+    """Returns the text, the thinking (None without) and whether the thought is closed."""
+    if content is None:
+        return "", None, True
+    if isinstance(content, str):
+        return content, None, True
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
+        raise _content_error("must be text or a list of parts.", key)
+    texts: list[str] = []
+    thinking: str | None = None
+    closed = True
+    for index, part in enumerate(content):
+        place = f"{key}[{index}]"
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text" and isinstance(part["text"] if "text" in part else None, str):
+            texts.append(part["text"])
+        elif kind == "thinking":
+            if thinking is not None or any(texts):
+                raise _content_error("a turn has at most one thinking part, and it stands before the text.", place)
+            thinking = _read_thinking_part(part.get("thinking"), place)
+            closed = part.get("closed") is not False
+        elif isinstance(kind, str) and kind not in ("text", "thinking"):
+            raise RowError(f"parts of type {kind!r:.40} are not supported.", row_code="unsupported-content", key=place, fix="use text parts.")
+        else:
+            raise _content_error('must be {"type": "text", "text": ...} or {"type": "thinking", "thinking": ...}.', place)
+    # Without separator, as mistral-common joins the text parts of a version 15 message.
+    return "".join(texts), thinking, closed
+
+
+def _read_thinking_part(value: Any, key: str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        pieces = [piece.get("text") if isinstance(piece, Mapping) and piece.get("type") == "text" else None for piece in value]
+        texts = [piece for piece in pieces if isinstance(piece, str)]
+        if len(texts) == len(pieces):
+            return "".join(texts)
+    raise _content_error("must be text or a list of text parts.", f"{key}.thinking")
+
+
+def _content_error(message: str, key: str, fix: str = "write the message in the form the documentation shows.") -> RowError:
+    return RowError(message, row_code="bad-content", key=key, fix=fix)
+
+
+def _order_error(index: int, message: str, fix: str) -> RowError:
+    return RowError(message, row_code="role-order", key=f"messages[{index}]", fix=fix)

@@ -1,0 +1,97 @@
+"""Which run a checkpoint belongs to: what may not change when it is resumed, and what may.
+
+The data, the model, the adapter and the seed decide what the saved state means, so a difference there is refused by name. How long to
+train, and what is logged and saved meanwhile, may change freely. Other training keys may change with a warning.
+Exercise it: ``pytest tests/ms4_train/checkpoint/test_identity.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ms4_train.checkpoint.manifest import canonical_json
+from ms4_train.config.schema import SftRun
+from ms4_train.errors import CheckpointError
+
+# Length, bookkeeping, and settings that change memory or speed but not what is computed.
+FREE_TRAINING_KEYS = frozenset(
+    {
+        "num_train_epochs",
+        "max_steps",
+        "gradient_checkpointing",
+        "loss_chunk_tokens",
+        "logging_steps",
+        "eval_strategy",
+        "eval_steps",
+        "eval_max_rows",
+        "per_device_eval_batch_size",
+        "save_strategy",
+        "save_steps",
+        "save_total_limit",
+        "resume_from_checkpoint",
+    }
+)
+_LOCKED_TRAINING_KEYS = frozenset({"train_router"})
+_ABSENT = "(absent)"
+
+
+def run_identity(config: SftRun, *, base_fingerprint: str, tokenizer_sha256: str) -> dict[str, Any]:
+    """What a checkpoint records about its run: ``locked`` must be equal on resume, ``watched`` is compared with a warning.
+
+    Models and tokenizers are identified by content, not by path, so they may be moved.
+    """
+    training = config.training.model_dump(mode="json")
+    locked = {
+        "model": {
+            "base": base_fingerprint,
+            "tokenizer": tokenizer_sha256,
+            "dtype": config.model.dtype,
+            "softmax_scale": config.model.softmax_scale,
+        },
+        "data": config.data.model_dump(mode="json"),
+        "adapter": None if config.adapter is None else config.adapter.model_dump(mode="json"),
+        "seed": config.seed,
+        "training": {key: training[key] for key in sorted(_LOCKED_TRAINING_KEYS)},
+    }
+    watched = {key: value for key, value in training.items() if key not in FREE_TRAINING_KEYS | _LOCKED_TRAINING_KEYS}
+    return {"locked": locked, "watched": {"training": watched}, "sha256": hashlib.sha256(canonical_json(locked)).hexdigest()}
+
+
+def differing_keys(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(dotted key, saved value, current value) wherever two nested mappings differ; lists are compared item by item."""
+    left, right = dict(_leaves("", saved)), dict(_leaves("", current))
+    keys = [*left, *(key for key in right if key not in left)]
+    return [(key, left.get(key, _ABSENT), right.get(key, _ABSENT)) for key in keys if left.get(key, _ABSENT) != right.get(key, _ABSENT)]
+
+
+def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any], *, folder: Any) -> list[str]:
+    """Refuse to resume another run; returns one line for each training key that changed and is allowed to.
+
+    Raises:
+        CheckpointError: names every key that differs, with the saved and the present value.
+    """
+    if locked := differing_keys(saved.get("locked", {}), current["locked"]):
+        raise CheckpointError(
+            "the checkpoint belongs to another run; these keys differ: " + "; ".join(map(_change, locked)) + ".",
+            file=folder,
+            fix="restore them, choose another output_dir, or start again with training.resume_from_checkpoint=never.",
+        )
+    return [_change(item) for item in differing_keys(saved.get("watched", {}), current["watched"])]
+
+
+def _change(item: tuple[str, Any, Any]) -> str:
+    key, saved, current = item
+    return f"{key} (was {saved!r}, is {current!r})"
+
+
+def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _leaves(f"{prefix}.{key}" if prefix else str(key), item)
+    elif isinstance(value, list) and value:
+        for index, item in enumerate(value):
+            yield from _leaves(f"{prefix}[{index}]", item)
+    else:
+        yield prefix, value

@@ -1,0 +1,118 @@
+"""The trained parameters of a model, in one order for every engine, and what is true of each: expert or replicated, decayed or not.
+
+Exercise it: ``pytest tests/ms4_train/parallel/test_parameters.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ms4_train.errors import CheckpointError, TrainingError
+from ms4_train.parallel.mesh import Mesh
+
+STATE_TENSORS = ("weight", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class TrainedParameter:
+    """One trained parameter, or this rank's slice of it.
+
+    Attributes:
+        sharded: dim 0 counts experts and expert parallelism spreads them, so this rank holds rows ``[offset, offset + local_shape[0])``.
+        decays: whether weight decay applies.
+        is_owner: whether this rank writes it to files; over all ranks owners hold each row exactly once.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    sharded: bool
+    decays: bool
+    local_shape: tuple[int, ...]
+    full_shape: tuple[int, ...]
+    offset: int
+    is_owner: bool
+
+    def local_part(self, full: Tensor) -> Tensor:
+        """This rank's rows of a full tensor."""
+        return full[self.offset : self.offset + self.local_shape[0]] if self.sharded else full
+
+
+def expert_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that hold stacked experts: those with an ``exchange`` and a number of local experts."""
+    for name, module in model.named_modules():
+        if hasattr(module, "exchange") and hasattr(module, "num_local_experts"):
+            yield name, module
+
+
+def expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter whose dim 0 counts experts, frozen ones and adapters of experts too, by name."""
+    return {
+        (f"{prefix}.{name}" if prefix else name): parameter
+        for prefix, module in expert_modules(model)
+        for name, parameter in module.named_parameters()
+    }
+
+
+def trained_parameters(model: nn.Module, mesh: Mesh) -> list[TrainedParameter]:
+    """Parameters with ``requires_grad``, in the order of ``named_parameters``. Norms and other 1-D parameters do not decay.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    sharded_names = set(expert_parameters(model)) if mesh.expert_parallel_size > 1 else set()
+    trained = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        shape, sharded = tuple(parameter.shape), name in sharded_names
+        trained.append(
+            TrainedParameter(
+                name=name,
+                parameter=parameter,
+                sharded=sharded,
+                decays=parameter.ndim >= 2,
+                local_shape=shape,
+                full_shape=(shape[0] * mesh.expert_parallel_size, *shape[1:]) if sharded else shape,
+                offset=shape[0] * mesh.expert_parallel_rank if sharded else 0,
+                is_owner=mesh.expert_data_parallel_rank == 0 if sharded else mesh.is_main,
+            )
+        )
+    if not trained:
+        raise TrainingError("no parameter of the model is trained.", fix="add an adapter section, or train the full model.")
+    return trained
+
+
+def gather_experts(local: Tensor, mesh: Mesh) -> Tensor:
+    """The full stack of experts from every rank's slice, on every rank."""
+    full = local.new_empty(local.shape[0] * mesh.expert_parallel_size, *local.shape[1:])
+    parts = list(full.split(local.shape[0]))
+    dist.all_gather(parts, local.contiguous(), group=mesh.expert_parallel_group)
+    return full
+
+
+def checked_state(trained: TrainedParameter, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+    """This rank's part of the three stored tensors, and the step count; refused when one is missing or misshapen.
+
+    Raises:
+        CheckpointError: names the parameter and what is wrong with it.
+    """
+    tensors: dict[str, Tensor] = {}
+    for kind in (*STATE_TENSORS, "step"):
+        if kind not in state:
+            raise CheckpointError(f"the stored state has no {kind}.", key=trained.name, fix="resume from another checkpoint.")
+        if kind == "step":
+            continue
+        tensor = state[kind]
+        if tuple(tensor.shape) != trained.full_shape or tensor.dtype != torch.float32:
+            raise CheckpointError(
+                f"the stored {kind} is {tensor.dtype} {list(tensor.shape)}; this model needs torch.float32 {list(trained.full_shape)}.",
+                key=trained.name,
+                fix="resume with the model and adapter that the checkpoint was written with.",
+            )
+        tensors[kind] = trained.local_part(tensor)
+    return tensors, int(state["step"])
