@@ -113,12 +113,16 @@ def fsync_file(path: str | Path) -> None:
 
 
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all, flushed to the disk; permissions follow the umask.
+    """Write a file that is there whole or not at all, flushed to the disk; permissions follow the umask, links are followed.
 
     Raises:
-        StorageError: the disk is full (with bytes needed and free) or the path cannot be written; nothing is left behind.
+        StorageError: the disk is full (with bytes needed and free), or the path cannot be written or is a folder or device; nothing is
+            left behind.
     """
-    path = Path(path)
+    path = Path(path).resolve()
+    if path.exists() and not path.is_file():
+        # A rename over a device or a pipe would succeed, and replace it.
+        raise StorageError("is not a regular file and is not replaced.", file=path, fix="name a file.")
     temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     with storage_errors(path, len(data)):
         try:
@@ -128,7 +132,7 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            os.replace(temporary, path)
+            temporary.replace(path)
             fsync_folder(path.parent)
         except BaseException:
             with contextlib.suppress(OSError):

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 
 import torch
-from ms4_kernels.moe import ExpertLora
 from torch import Tensor, nn
+
+from ms4_kernels.moe import ExpertLora
 
 
 class StackedLora(nn.Module):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ms4_train.errors import TokenizerError
-from ms4_train.storage import atomic_write_text
+from ms4_train.storage import atomic_write_text, storage_errors
 from ms4_train.untrusted import parse_json, read_bytes
 
 NAMED_SPECIALS: dict[int, str] = {
@@ -99,7 +99,8 @@ def derive_tokenizer(out: str | Path, *, num_ranks: int | None = None) -> Path:
     data["model_settings_builder"] = {
         "reasoning_effort": {"type": "enum", "accepts_none": True, "default": "none", "values": ["none", "high"]}
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(path, json.dumps(data, ensure_ascii=False))
     return path
 
@@ -115,7 +116,9 @@ def _target_file(out: Path) -> Path:
     path = out if out.suffix == ".json" else out / "tekken.json"
     if "tekken" not in path.name:
         raise TokenizerError(
-            "the file name must contain 'tekken'; mistral-common refuses other names.", file=path, fix=f"write to {path.with_name('tekken.json')}."
+            "the file name must contain 'tekken'; mistral-common refuses other names.",
+            file=path,
+            fix=f"write to {path.with_name('tekken.json')}.",
         )
     return path
 

@@ -52,7 +52,9 @@ def read_row(row: Any, *, default_effort: ReasoningEffort = "none") -> ChatRow:
     if not any(message.role == "assistant" for message in messages):
         raise RowError("no message is from the assistant, so nothing can be trained.", row_code="no-assistant", key="messages")
     if messages[-1].role != "assistant":
-        raise _order_error(len(messages) - 1, f"the last message is from the {messages[-1].role}.", "end the row with an assistant message.")
+        raise _order_error(
+            len(messages) - 1, f"the last message is from the {messages[-1].role}.", "end the row with an assistant message."
+        )
     for index, message in enumerate(messages):
         if message.thinking is not None:
             _check_trained_thinking(message, effort, f"messages[{index}]")
@@ -68,7 +70,7 @@ def read_prompt(messages: Any, *, tools: Any = None, reasoning_effort: str | Non
     effort = read_effort(reasoning_effort, default="none")
     checked = _read_messages(messages)
     if checked[-1].role not in ("user", "tool"):
-        raise _order_error(len(checked) - 1, f"the last message is from the {checked[-1].role}.", "end the prompt with a user message.")
+        raise _last_error(checked, "end the prompt with a user message.")
     return ChatRow(messages=checked, tools_json=read_tools(tools), reasoning_effort=effort)
 
 
@@ -100,7 +102,9 @@ def _check_trained_thinking(message: Message, effort: ReasoningEffort, key: str)
 
 def _read_messages(value: Any) -> tuple[Message, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
-        raise RowError("must be a list of at least one message.", row_code="no-messages", key="messages", fix="check data.*.fields.messages.")
+        raise RowError(
+            "must be a list of at least one message.", row_code="no-messages", key="messages", fix="check data.*.fields.messages."
+        )
     messages = [_read_message(entry, f"messages[{index}]") for index, entry in enumerate(value)]
     return tuple(_check_order(messages))
 
@@ -157,7 +161,10 @@ def _read_message(entry: Any, key: str) -> Message:
     for name in _REFUSED_FIELDS:
         if entry.get(name) not in (None, False):
             raise RowError(
-                f"the field {name} is not supported.", row_code="unsupported-field", key=f"{key}.{name}", fix="remove it; see data.train_on_turns."
+                f"the field {name} is not supported.",
+                row_code="unsupported-field",
+                key=f"{key}.{name}",
+                fix="remove it; see data.train_on_turns.",
             )
     text, thinking, closed = _read_content(entry.get("content"), f"{key}.content")
     field_thinking = _read_thinking_fields(entry, key)
@@ -215,15 +222,18 @@ def _read_content(content: Any, key: str) -> tuple[str, str | None, bool]:
     for index, part in enumerate(content):
         place = f"{key}[{index}]"
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "text" and isinstance(part["text"] if "text" in part else None, str):
-            texts.append(part["text"])
-        elif kind == "thinking":
+        text = part.get("text") if isinstance(part, Mapping) else None
+        if kind == "text" and isinstance(text, str):
+            texts.append(text)
+        elif isinstance(part, Mapping) and kind == "thinking":
             if thinking is not None or any(texts):
                 raise _content_error("a turn has at most one thinking part, and it stands before the text.", place)
             thinking = _read_thinking_part(part.get("thinking"), place)
             closed = part.get("closed") is not False
         elif isinstance(kind, str) and kind not in ("text", "thinking"):
-            raise RowError(f"parts of type {kind!r:.40} are not supported.", row_code="unsupported-content", key=place, fix="use text parts.")
+            raise RowError(
+                f"parts of type {kind!r:.40} are not supported.", row_code="unsupported-content", key=place, fix="use text parts."
+            )
         else:
             raise _content_error('must be {"type": "text", "text": ...} or {"type": "thinking", "thinking": ...}.', place)
     # Without separator, as mistral-common joins the text parts of a version 15 message.
@@ -247,3 +257,7 @@ def _content_error(message: str, key: str, fix: str = "write the message in the 
 
 def _order_error(index: int, message: str, fix: str) -> RowError:
     return RowError(message, row_code="role-order", key=f"messages[{index}]", fix=fix)
+
+
+def _last_error(messages: Sequence[Message], fix: str) -> RowError:
+    return _order_error(len(messages) - 1, f"the last message is from the {messages[-1].role}.", fix)

@@ -8,14 +8,16 @@ run that was restarted from an earlier step. Exercise it: ``pytest tests/ms4_tra
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 import shutil
-import warnings
 from pathlib import Path
 
 from ms4_train.errors import CheckpointError
 from ms4_train.storage import fsync_folder, storage_errors
+
+_LOG = logging.getLogger(__name__)
 
 TEMPORARY_PREFIX = ".tmp-"
 QUARANTINE_SUFFIX = ".quarantine"
@@ -102,7 +104,7 @@ class FolderLock:
                 "another run is writing to this folder.", file=folder, key="output_dir", fix="wait for it to end, or choose another folder."
             ) from None
         except OSError as error:  # some network file systems have no locks; training there is still better than not training
-            warnings.warn(f"{folder} cannot be locked ({error.strerror}); make sure that no second run writes to it.", stacklevel=2)
+            _LOG.warning("%s cannot be locked (%s); make sure that no second run writes to it.", folder, error.strerror)
         self._descriptor = descriptor
 
     def release(self) -> None:

@@ -1,12 +1,13 @@
 """Finding the checkpoint to resume from, and reading it: sums first, tensors only after they agree.
 
 ``auto`` takes the newest committed checkpoint; a corrupt one is renamed ``*.quarantine`` with a warning and the one before it is taken.
-When all are corrupt the run stops: it never starts again from zero unasked. Exercise it: ``pytest tests/ms4_train/checkpoint/test_load.py``.
+When all are corrupt the run stops: it never starts again from zero unasked.
+Exercise it: ``pytest tests/ms4_train/checkpoint/test_load.py``.
 """
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from ms4_train.checkpoint.save import STATE_NAME, rank_name
 from ms4_train.errors import CheckpointError
 from ms4_train.parallel import Mesh, TrainEngine
 from ms4_train.untrusted import parse_json, read_bytes
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class SavedRun:
         if trained != set(self._pieces):
             missing, unexpected = sorted(trained - set(self._pieces)), sorted(set(self._pieces) - trained)
             raise CheckpointError(
-                f"it does not hold the parameters of this run: {len(missing)} missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}.",
+                f"it does not hold the parameters of this run: {len(missing)} missing {missing[:3]}, "
+                f"{len(unexpected)} unexpected {unexpected[:3]}.",
                 file=self.folder,
                 fix="resume with the model, adapter and train_router setting that it was written with.",
             )
@@ -128,7 +132,7 @@ def find_saved_run(root: Path, resume: str, mesh: Mesh) -> SavedRun | None:
 
 def _choose(root: Path, resume: str) -> Path | None:
     for stale in sweep_temporary(root):
-        warnings.warn(f"deleted {stale}, which an interrupted save left behind.", stacklevel=4)
+        _LOG.warning("deleted %s, which an interrupted save left behind.", stale)
     chosen: Path | None = None
     step = -1
     if resume == "auto":
@@ -142,7 +146,7 @@ def _choose(root: Path, resume: str) -> Path | None:
         step = verify_folder(chosen)
     if resume != "auto":
         for aside in set_aside_later(root, step):
-            warnings.warn(f"this run restarts before an earlier run's checkpoint, which is now {aside}.", stacklevel=4)
+            _LOG.warning("this run restarts before an earlier run's checkpoint, which is now %s.", aside)
     return chosen
 
 
@@ -153,9 +157,7 @@ def _newest_good(root: Path) -> Path | None:
             return folder
         except CheckpointError as error:
             moved = quarantine(folder)
-            warnings.warn(
-                f"{error.message} ({error.file}); it is kept as {moved.name} and the checkpoint before it is tried.", stacklevel=5
-            )
+            _LOG.warning("%s (%s); it is kept as %s and the checkpoint before it is tried.", error.message, error.file, moved.name)
     if corrupt := quarantined(root):
         raise CheckpointError(
             f"no good checkpoint is left; {len(corrupt)} corrupt one{'s are' if len(corrupt) > 1 else ' is'} kept for inspection.",

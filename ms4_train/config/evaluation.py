@@ -43,6 +43,7 @@ class ArithmeticTask(Section):
     task: Literal["arithmetic"]
     kind: str = Field("digits", description="Kind of problem; `ms4 eval --list` names them.")
     problems: PositiveInt = 100
+    steps: PositiveInt = Field(6, description="Operators per chain.")
     seed: int = Field(1, ge=0, description="Seed of the held-out problems.")
     samples: PositiveInt = 1
 
@@ -71,5 +72,3 @@ class EvalRun(Section):
     tracking: TrackingSection = TrackingSection()
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     bootstrap_samples: PositiveInt = 10000
-
-

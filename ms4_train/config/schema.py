@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 
 class Section(BaseModel):
-    """A section of the file: unknown keys are refused and values do not change after validation."""
+    """A section of the file: unknown keys, infinities and NaN are refused, and values do not change after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 NonNegative = Annotated[float, Field(ge=0)]
@@ -25,13 +25,14 @@ class ModelSection(Section):
     """Which model is trained or run."""
 
     path: str = Field(description="Folder with config.json and safetensors files.")
-    tokenizer: str | None = Field(None, description="tekken.json file; default: <path>/tekken.json.")
-    adapter: str | None = Field(None, description="Folder of a LoRA adapter to load on top of the model.")
-    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Type of parameters and activations.")
+    tokenizer: str | None = Field(default=None, description="tekken.json file; default: <path>/tekken.json.")
+    adapter: str | None = Field(default=None, description="Folder of a LoRA adapter to load on top of the model.")
+    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Type of parameters and activations.")
     softmax_scale: Literal["auto", "plain", "mscale"] = Field(
-        "auto", description="Attention scale: plain is 1/sqrt(head_dim); mscale is transformers' variant; auto reads the configuration."
+        default="auto",
+        description="Attention scale: plain is 1/sqrt(head_dim); mscale is transformers' variant; auto reads the configuration.",
     )
-    experts_backend: Literal["auto", "reference", "cpu"] = Field("auto", description="Implementation of the experts operation.")
+    experts_backend: Literal["auto", "reference", "cpu"] = Field(default="auto", description="Implementation of the experts operation.")
 
 
 class FieldMap(Section):
@@ -40,20 +41,20 @@ class FieldMap(Section):
     messages: str = "messages"
     tools: str = "tools"
     reasoning_effort: str = "reasoning_effort"
-    system_prompt: str | None = Field(None, description="Column with a system prompt to put before the messages.")
+    system_prompt: str | None = Field(default=None, description="Column with a system prompt to put before the messages.")
 
 
 class DatasetSource(Section):
     """One source of rows: a local JSON lines or Parquet file, or a data set on the Hugging Face hub."""
 
     path: str = Field(description="A .jsonl, .json or .parquet file, or a hub name such as org/name.")
-    name: str | None = Field(None, description="Configuration of a hub data set.")
+    name: str | None = Field(default=None, description="Configuration of a hub data set.")
     split: str = "train"
-    revision: str | None = Field(None, description="Pinned revision of a hub data set.")
+    revision: str | None = Field(default=None, description="Pinned revision of a hub data set.")
     streaming: bool = False
-    weight: Annotated[float, Field(gt=0)] = Field(1.0, description="Relative share of rows drawn from this source.")
-    reasoning_effort: Literal["none", "high"] | None = Field(None, description="Mode of rows that do not name one (default none).")
-    system_prompt: str | None = Field(None, description="Text, or a file, of a system prompt for rows without one.")
+    weight: Annotated[float, Field(gt=0)] = Field(default=1.0, description="Relative share of rows drawn from this source.")
+    reasoning_effort: Literal["none", "high"] | None = Field(default=None, description="Mode of rows that do not name one (default none).")
+    system_prompt: str | None = Field(default=None, description="Text, or a file, of a system prompt for rows without one.")
     fields: FieldMap = FieldMap()
 
 
@@ -62,13 +63,13 @@ class DataSection(Section):
 
     train: list[DatasetSource] = Field(min_length=1)
     validation: list[DatasetSource] = []
-    validation_fraction: Fraction = Field(0.0, description="Share of the training rows held out when validation is empty.")
-    max_length: PositiveInt = Field(2048, description="Tokens per packed row; longer rows are handled by overlong_rows.")
-    packing: bool = Field(True, description="Put several documents into one row, isolated from each other.")
+    validation_fraction: Fraction = Field(default=0.0, description="Share of the training rows held out when validation is empty.")
+    max_length: PositiveInt = Field(default=2048, description="Tokens per packed row; longer rows are handled by overlong_rows.")
+    packing: bool = Field(default=True, description="Put several documents into one row, isolated from each other.")
     overlong_rows: Literal["error", "skip"] = "error"
     invalid_rows: Literal["error", "skip"] = "error"
-    train_on_thinking: bool = Field(True, description="Whether thinking carries loss.")
-    train_on_turns: Literal["all", "last"] = Field("all", description="Which assistant turns carry loss.")
+    train_on_thinking: bool = Field(default=True, description="Whether thinking carries loss.")
+    train_on_turns: Literal["all", "last"] = Field(default="all", description="Which assistant turns carry loss.")
     shuffle: bool = True
 
 
@@ -76,23 +77,23 @@ class TrainingSection(Section):
     """Optimizer, schedule and bookkeeping of the loop."""
 
     num_train_epochs: Annotated[float, Field(gt=0)] = 1.0
-    max_steps: int = Field(-1, description="Optimizer steps; -1 derives them from num_train_epochs.", ge=-1)
-    per_device_train_batch_size: PositiveInt = Field(1, description="Packed rows per device and micro batch.")
+    max_steps: int = Field(default=-1, description="Optimizer steps; -1 derives them from num_train_epochs.", ge=-1)
+    per_device_train_batch_size: PositiveInt = Field(default=1, description="Packed rows per device and micro batch.")
     per_device_eval_batch_size: PositiveInt = 1
     gradient_accumulation_steps: PositiveInt = 1
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     lr_scheduler_type: Literal["constant", "linear", "cosine", "cosine_with_min_lr", "warmup_stable_decay"] = "cosine"
-    min_lr_ratio: Fraction = Field(0.0, description="Final share of learning_rate for cosine_with_min_lr and warmup_stable_decay.")
+    min_lr_ratio: Fraction = Field(default=0.0, description="Final share of learning_rate for cosine_with_min_lr and warmup_stable_decay.")
     warmup_ratio: Fraction = 0.0
-    warmup_steps: int = Field(0, ge=0, description="Overrides warmup_ratio when positive.")
+    warmup_steps: int = Field(default=0, ge=0, description="Overrides warmup_ratio when positive.")
     weight_decay: NonNegative = 0.0
     adam_beta1: Fraction = 0.9
     adam_beta2: Fraction = 0.999
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    max_grad_norm: NonNegative = Field(1.0, description="0 turns clipping off.")
+    max_grad_norm: NonNegative = Field(default=1.0, description="0 turns clipping off.")
     gradient_checkpointing: bool = False
-    loss_chunk_tokens: PositiveInt = Field(1024, description="Tokens whose logits exist at once.")
-    train_router: bool | None = Field(None, description="Default: on for full fine-tuning, off with an adapter.")
+    loss_chunk_tokens: PositiveInt = Field(default=1024, description="Tokens whose logits exist at once.")
+    train_router: bool | None = Field(default=None, description="Default: on for full fine-tuning, off with an adapter.")
     logging_steps: PositiveInt = 1
     eval_strategy: Literal["no", "steps", "epoch"] = "no"
     eval_steps: PositiveInt = 100
@@ -100,7 +101,7 @@ class TrainingSection(Section):
     save_strategy: Literal["no", "steps", "epoch"] = "steps"
     save_steps: PositiveInt = 500
     save_total_limit: PositiveInt = 2
-    resume_from_checkpoint: str = Field("auto", description="auto, never, or a checkpoint folder.")
+    resume_from_checkpoint: str = Field(default="auto", description="auto, never, or a checkpoint folder.")
 
 
 class AdapterSection(Section):
@@ -116,7 +117,7 @@ class AdapterSection(Section):
         description="Suffixes of linear modules. Each one must match.",
     )
     target_parameters: list[str] = Field(default=[], description="Suffixes of stacked expert parameters, e.g. mlp.experts.gate_up_proj.")
-    init_from: str | None = Field(None, description="Folder of an adapter to go on training.")
+    init_from: str | None = Field(default=None, description="Folder of an adapter to go on training.")
 
     @model_validator(mode="after")
     def _something_is_targeted(self) -> AdapterSection:
@@ -131,7 +132,7 @@ class ParallelSection(Section):
     """How the run is laid over processes. One process needs none of it."""
 
     expert_parallel_size: PositiveInt = 1
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage when more than one process runs.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage when more than one process runs.")
     timeout_seconds: PositiveInt = 1800
 
 
@@ -151,7 +152,7 @@ class TrackingSection(Section):
     console: bool = True
     wandb: WandbSection = WandbSection()
     peak_flops: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Peak FLOP/s of one device for MFU; default: a table of known GPUs, or measured once on CPU."
+        default=None, description="Peak FLOP/s of one device for MFU; default: a table of known GPUs, or measured once on CPU."
     )
 
 
@@ -160,7 +161,7 @@ class SftRun(Section):
 
     recipe: Literal["sft"]
     output_dir: str
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     model: ModelSection
     data: DataSection
     training: TrainingSection = TrainingSection()

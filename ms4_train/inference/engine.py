@@ -145,7 +145,7 @@ class Engine:
         weight = self.model.model.embed_tokens.weight
         return SlotLatentCache(
             num_layers=config.num_hidden_layers,
-            width=config.kv_lora_rank + config.qk_rope_head_dim,
+            width=config.latent_dim,
             max_slots=slots,
             max_context=self.max_context,
             dtype=weight.dtype,

@@ -105,21 +105,13 @@ class SlotLatentCache:
         return self._last_step
 
     def _locate(self, layout: SequenceLayout) -> _Step:
-        sequence_slots = layout.slots if layout.slots is not None else tuple(range(len(layout.lengths)))
-        slots: list[int] = []
-        positions: list[int] = []
-        longest = 0
-        for slot, start, length in zip(sequence_slots, layout.starts, layout.lengths, strict=True):
-            longest = max(longest, start + length)
-            slots.extend([slot] * length)
-            positions.extend(range(start, start + length))
-        assert max(sequence_slots) < self._slots, "reserve() room before a step"
+        assert layout.slots is not None, "the engine's layouts name their slots"
+        assert max(layout.slots) < self._slots, "reserve() room before a step"
+        longest = max(layout.stops)
         assert longest <= self._capacity, "reserve() room before a step"
-        device = self._device
-        index_t = torch.tensor([slots, positions], dtype=torch.int64, device=device)
-        first, count = sequence_slots[0], len(sequence_slots)
-        if sequence_slots == tuple(range(first, first + count)):
-            where: slice | Tensor = slice(first, first + count)
+        first, count = layout.slots[0], len(layout.slots)
+        if layout.slots == tuple(range(first, first + count)):
+            slots: slice | Tensor = slice(first, first + count)
         else:
-            where = torch.tensor(sequence_slots, dtype=torch.int64, device=device)
-        return _Step(layout, (index_t[0], index_t[1]), where, longest)
+            slots = torch.tensor(layout.slots, device=self._device)
+        return _Step(layout, (layout.slot_t.to(self._device), layout.position_t.to(self._device)), slots, longest)

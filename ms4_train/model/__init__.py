@@ -1,0 +1,20 @@
+"""The network, and nothing else: latent attention, mixture of experts, and the interface of the latent cache."""
+
+from ms4_train.model.cache import DenseLatentCache, LatentCache
+from ms4_train.model.config import RopeParameters, TextConfig
+from ms4_train.model.initialise import init_parameter, init_weights
+from ms4_train.model.layout import SequenceLayout
+from ms4_train.model.moe import Mistral4Experts
+from ms4_train.model.network import Mistral4ForCausalLM
+
+__all__ = [
+    "DenseLatentCache",
+    "LatentCache",
+    "Mistral4Experts",
+    "Mistral4ForCausalLM",
+    "RopeParameters",
+    "SequenceLayout",
+    "TextConfig",
+    "init_parameter",
+    "init_weights",
+]

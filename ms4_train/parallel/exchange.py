@@ -12,18 +12,17 @@ P ranks of the expert-parallel group.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from ms4_train.errors import ParallelError
+from ms4_train.model import Mistral4ForCausalLM
+from ms4_train.model.moe import LocalExperts
 from ms4_train.parallel.mesh import Mesh
 from ms4_train.parallel.parameters import expert_modules
-
-Compute = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class ExpertExchange:
@@ -35,7 +34,7 @@ class ExpertExchange:
         self.num_experts = num_experts
         assert num_experts % self.ranks == 0
 
-    def __call__(self, hidden_td: Tensor, expert_ids_tk: Tensor, weights_tk: Tensor, compute: Compute) -> Tensor:
+    def __call__(self, hidden_td: Tensor, expert_ids_tk: Tensor, weights_tk: Tensor, compute: LocalExperts) -> Tensor:
         """Run every token through its experts, wherever they are.
 
         ``expert_ids_tk`` are ids among all experts. ``compute(hidden_rd, local_ids_r1, weights_r1)`` gives weighted rows of the local
@@ -59,25 +58,21 @@ class ExpertExchange:
         return _SumPairs.apply(out_sd, order_s, top_k)
 
 
-def shard_experts(model: nn.Module, mesh: Mesh) -> None:
+def shard_experts(model: Mistral4ForCausalLM, mesh: Mesh) -> None:
     """Leave each rank its own experts and connect them: slices the stacks of every experts module, adapters of experts too.
 
     Call it after adapters were attached and before ``make_engine``. Tensors that were loaded with this rank's experts only are taken as
     they are. Does nothing without expert parallelism.
 
     Raises:
-        ParallelError: the model has no experts, their number cannot be divided, or a tensor has neither all nor the local experts.
+        ParallelError: the experts cannot be divided over the ranks, or a tensor has neither all nor the local ones.
     """
     if mesh.expert_parallel_size == 1:
         return
     assert mesh.expert_parallel_group is not None
-    modules = list(expert_modules(model))
-    if not modules:
-        raise ParallelError("the model has no experts.", key="parallel.expert_parallel_size", fix="set it to 1.")
-    for prefix, module in modules:
-        num_experts = module.num_experts
-        assert isinstance(num_experts, int)
-        start, stop = mesh.expert_range(num_experts)
+    num_experts = model.config.n_routed_experts
+    start, stop = mesh.expert_range(num_experts)
+    for prefix, module in expert_modules(model):
         for name, parameter in module.named_parameters():
             if parameter.shape[0] == num_experts:
                 parameter.data = parameter.data[start:stop].clone()  # clone: a view would keep the whole stack alive
@@ -87,7 +82,7 @@ def shard_experts(model: nn.Module, mesh: Mesh) -> None:
                     key=f"{prefix}.{name}",
                     fix="load the model with the experts of this rank, or with all of them.",
                 )
-        module.exchange = ExpertExchange(mesh.expert_parallel_group, num_experts)  # pyright: ignore[reportArgumentType]
+        module.exchange = ExpertExchange(mesh.expert_parallel_group, num_experts)
 
 
 class _SpreadTokens(torch.autograd.Function):

@@ -36,6 +36,7 @@ class LocalEngine:
         self.model = model
         self.mesh = mesh
         self._trained = trained_parameters(model, mesh)
+        self._make_replicas_equal()
         self._masters = [_master(trained.parameter) for trained in self._trained]
         for trained, master in zip(self._trained, self._masters, strict=True):
             if master is not trained.parameter:
@@ -99,6 +100,14 @@ class LocalEngine:
         for name in names:
             local = parameters[name].detach()
             yield name, gather_experts(local, self.mesh) if name in sharded else local
+
+    def _make_replicas_equal(self) -> None:
+        # Ranks that differ at the start would train different models without any error; DeepSpeed broadcasts for the same reason.
+        if self.mesh.world_size == 1:
+            return
+        sharded = expert_parameters(self.model) if self.mesh.expert_parallel_size > 1 else {}
+        for name, parameter in self.model.named_parameters():
+            dist.broadcast(parameter.data, group=self.mesh.expert_data_parallel_group if name in sharded else None, group_src=0)
 
     @torch.no_grad()
     def _reduced_gradient_norm(self) -> float:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ms4_train.errors import CheckpointError, TrainingError
+from ms4_train.model.moe import Mistral4Experts
 from ms4_train.parallel.mesh import Mesh
 
 STATE_TENSORS = ("weight", "exp_avg", "exp_avg_sq")
@@ -42,10 +43,10 @@ class TrainedParameter:
         return full[self.offset : self.offset + self.local_shape[0]] if self.sharded else full
 
 
-def expert_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that hold stacked experts: those with an ``exchange`` and a number of local experts."""
+def expert_modules(model: nn.Module) -> Iterator[tuple[str, Mistral4Experts]]:
+    """The modules that hold stacked experts, by name."""
     for name, module in model.named_modules():
-        if hasattr(module, "exchange") and hasattr(module, "num_local_experts"):
+        if isinstance(module, Mistral4Experts):
             yield name, module
 
 

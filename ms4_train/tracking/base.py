@@ -23,7 +23,10 @@ class Tracker(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """JSON values that run state keeps, so that a resumed run goes on where this one was. Everything logged so far is on the disk after it."""
+        """JSON values that run state keeps, so that a resumed run goes on where this one was.
+
+        Everything logged so far is on the disk when this returns.
+        """
         ...
 
     def close(self) -> None:

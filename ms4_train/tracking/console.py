@@ -65,7 +65,7 @@ class ConsoleTracker:
         is_evaluation = "loss" not in metrics
         if self._bar is not None:
             if is_evaluation:
-                self._bar.console.print(f"step {step}: {_shown(metrics)}")
+                self._bar.console.print(f"step {step}/{self._total}: {_shown(metrics)}", highlight=False)
             else:
                 short = {key: metrics[key] for key in ("loss", "tokens_per_second") if key in metrics}
                 self._bar.update(self._task, completed=step, metrics=_shown(short))

@@ -1,7 +1,8 @@
 """metrics.jsonl: one JSON object per line, always written, and the same file across resumes.
 
-A line is ``{"step": 12, "loss": 1.5, ...}``; the last line of a finished run has ``"summary": true``. On resume, lines after the resumed step (and a line
-torn by a kill) are cut off, so each step stands there once. Exercise it: ``pytest tests/ms4_train/tracking/test_jsonl.py``.
+A line is ``{"step": 12, "loss": 1.5, ...}``; the last line of a finished run has ``"summary": true``. On resume, lines after the
+resumed step (and a line torn by a kill) are cut off, so each step stands there once.
+Exercise it: ``pytest tests/ms4_train/tracking/test_jsonl.py``.
 """
 
 from __future__ import annotations

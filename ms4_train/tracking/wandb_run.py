@@ -1,6 +1,7 @@
 """Weights & Biases. Offline mode needs neither an account nor a network; ``wandb sync`` uploads its folder later.
 
-The run id is kept in the run state, so a resumed run goes on in the same W&B run. Exercise it: ``pytest tests/ms4_train/tracking/test_wandb_run.py``.
+The run id is kept in the run state, so a resumed run goes on in the same W&B run.
+Exercise it: ``pytest tests/ms4_train/tracking/test_wandb_run.py``.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class WandbTracker:
         assert section.mode != "disabled"
         try:
             import wandb
+            from wandb.errors import Error as WandbError
         except ImportError as error:
             raise MissingDependencyError(
                 "wandb is not installed.", key="tracking.wandb.mode", fix="pip install wandb, or use disabled."
@@ -53,7 +55,7 @@ class WandbTracker:
                 config=config,
                 settings=wandb.Settings(silent=True, console="off"),
             )
-        except (wandb.errors.Error, OSError) as error:
+        except (WandbError, OSError) as error:
             fix = "log in with `wandb login`, check the network, or set tracking.wandb.mode=offline."
             raise TrainingError(f"W&B did not start ({error}).", key="tracking.wandb", fix=fix) from error
 

@@ -1,7 +1,8 @@
 """Cross-entropy of the next token, straight from hidden states, without ever holding all logits.
 
 Tokens without a target are dropped before the product with the head, the rest goes through it ``chunk_tokens`` at a time, and the
-gradients of both factors are formed in the forward pass while a chunk's logits are still there. The training loop calls ``next_token_loss``.
+gradients of both factors are formed in the forward pass while a chunk's logits are still there. The training loop calls
+``next_token_loss``.
 Exercise it: ``pytest tests/ms4_train/training/test_loss.py``.
 
 Shapes: t = tokens of the batch, n = tokens with a target, c = tokens of one chunk, d = hidden size, v = vocabulary.

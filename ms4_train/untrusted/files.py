@@ -55,7 +55,9 @@ def read_bytes(path: str | Path, *, max_bytes: int) -> bytes:
         except OSError as error:
             raise UntrustedInputError(f"cannot be read ({error.strerror}).", file=path, fix="check the disk.") from None
     if len(data) > max_bytes:
-        raise UntrustedInputError(f"is larger than the {max_bytes:,} bytes allowed here.", file=path, fix="check that it is the right file.")
+        raise UntrustedInputError(
+            f"is larger than the {max_bytes:,} bytes allowed here.", file=path, fix="check that it is the right file."
+        )
     return data
 
 

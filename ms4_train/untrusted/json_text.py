@@ -65,7 +65,7 @@ def _shown(text: str) -> str:
 
 def _depth_exceeds(value: Any, max_depth: int) -> bool:
     level = [value]
-    for _ in range(max_depth + 1):
+    for _ in range(max_depth):
         level = [
             child
             for item in level
@@ -95,7 +95,9 @@ def parse_json(text: str | bytes, *, file: str | Path | None = None, line: int |
     """
 
     def refuse(message: str, at_line: int | None) -> UntrustedInputError:
-        return UntrustedInputError(f"invalid JSON: {message}", file=file, line=line if line is not None else at_line, fix="correct the text.")
+        return UntrustedInputError(
+            f"invalid JSON: {message}", file=file, line=line if line is not None else at_line, fix="correct the text."
+        )
 
     if isinstance(text, bytes):
         text = decode_utf8(text, file=file, line=line)
@@ -145,8 +147,11 @@ def iter_json_lines(path: str | Path, *, max_line_bytes: int = 32 << 20) -> Iter
                 number += 1
                 if len(raw) > max_line_bytes and not raw.endswith(b"\n"):
                     _skip_line(handle)
-                    yield number, UntrustedInputError(
-                        f"a line of more than {max_line_bytes:,} bytes.", file=path, line=number, fix="split or drop the row."
+                    yield (
+                        number,
+                        UntrustedInputError(
+                            f"a line of more than {max_line_bytes:,} bytes.", file=path, line=number, fix="split or drop the row."
+                        ),
                     )
                     continue
             except OSError as error:

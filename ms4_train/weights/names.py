@@ -19,7 +19,6 @@ _TEXT_PREFIXES = (
     ("model.language_model.", "model."),
 )
 _VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
-_NATIVE_PREFIXES = ("tok_embeddings.", "output.", "layers.", "vision_encoder.", "vision_language_adapter.", "patch_merger.")
 _QUANTISED_SUFFIXES = (
     "_scale_inv",
     "activation_scale",
@@ -53,11 +52,6 @@ def is_vision_name(stored: str) -> bool:
 def is_quantised_name(stored: str) -> bool:
     """Whether a stored name is a scale or packed weight of a quantised checkpoint."""
     return stored.endswith(_QUANTISED_SUFFIXES)
-
-
-def is_native_name(stored: str) -> bool:
-    """Whether a stored name is of the Mistral-native layout."""
-    return stored.startswith(_NATIVE_PREFIXES)
 
 
 def is_expert_stack(name: str) -> bool:

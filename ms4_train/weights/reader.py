@@ -1,4 +1,4 @@
-"""Reading a folder of safetensors files into a model, strictly: every tensor of the model is there once, in shape, and nothing is left over.
+"""Reading a folder of safetensors files into a model, strictly: each tensor of the model once, in shape, and nothing left over.
 
 Headers are checked before any tensor is read; then tensors are read one at a time into a model that was built without memory.
 Exercise it: ``pytest tests/ms4_train/weights/test_reader.py``.
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ms4_train.errors import UntrustedInputError, WeightsError
 from ms4_train.untrusted import TensorInfo, parse_json, read_bytes, read_safetensors_header
-from ms4_train.weights.names import is_native_name, is_quantised_name, is_vision_name, nearest, text_name
+from ms4_train.weights.names import is_quantised_name, is_vision_name, nearest, text_name
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -227,9 +227,7 @@ def _indexed_tensors(folder: Path, index: Path) -> Iterator[StoredTensor]:
         if unlisted:
             elsewhere = weight_map.get(unlisted[0])
             what = f"is stored twice: the index puts it into {elsewhere}" if elsewhere else f"is not listed in {index.name}"
-            raise WeightsError(
-                f"{what}{_and_more(unlisted)}.", file=file, key=unlisted[0], fix="download the file and the index again."
-            )
+            raise WeightsError(f"{what}{_and_more(unlisted)}.", file=file, key=unlisted[0], fix="download the file and the index again.")
         for name, info in header.items():
             yield StoredTensor(file, name, info)
 
@@ -255,7 +253,9 @@ def _no_weights(folder: Path) -> WeightsError | UntrustedInputError:
         return WeightsError("there is no such folder.", file=folder, fix="check model.path; relative paths start at the current folder.")
     names = sorted(entry.name for entry in folder.iterdir())
     if "params.json" in names and any(name.startswith("consolidated") for name in names):
-        return WeightsError("holds a Mistral-native checkpoint, which is not read.", file=folder, fix="use the Hugging Face files of the model.")
+        return WeightsError(
+            "holds a Mistral-native checkpoint, which is not read.", file=folder, fix="use the Hugging Face files of the model."
+        )
     if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
         return WeightsError("holds pickled weights, which are never read.", file=folder, fix="convert them to safetensors.")
     if "adapter_config.json" in names:

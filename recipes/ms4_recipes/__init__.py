@@ -1,0 +1,1 @@
+"""Training programs: one readable file each, top to bottom."""

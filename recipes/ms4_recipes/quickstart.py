@@ -7,9 +7,7 @@ run already finished it. Exercise it: ``make quickstart``, or ``python -m ms4_re
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,13 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from ms4_train.config import load_run
 from ms4_train.config.evaluation import EvalRun
 from ms4_train.config.schema import SftRun
-from ms4_train.errors import ConfigError, MS4Error
-from ms4_train.storage import atomic_write_text
+from ms4_train.errors import ConfigError
 
 CONFIGS = Path("configs")
 TOKENIZER_RANKS = 512

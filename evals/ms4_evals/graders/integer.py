@@ -23,25 +23,24 @@ MAX_BOX_CHARACTERS = 400
 _MAX_DIGITS = 40
 
 # Applied in this order. Spaces that LaTeX prints become one space and are looked at later, because "35, 70" is a list and "1,234" is not.
+_SPACES = r"\\[,;:>]|\\(?:quad|qquad|thinspace|medspace|displaystyle|textstyle|left|right|bf|rm)(?![A-Za-z])|\\ |~|[\u00a0\u2009\u202f]"
+_MODULUS = r"\(\s*\\?mod\b[^()]*\)|\\(?:pmod|pod)\s*(?:\{[^{}]*\}|\d)|\\(?:bmod|mod)(?![A-Za-z])\s*(?:\{[^{}]*\}|\d+)"
+_DEGREE = r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\(?:degree|textdegree)(?![A-Za-z])|\u00b0"
 _REPLACEMENTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\!", ""),
-        (
-            r"\\[,;:>]|\\(?:quad|qquad|thinspace|medspace|displaystyle|textstyle|left|right|bf|rm)(?![A-Za-z])|\\ |~|[\u00a0\u2009\u202f]",
-            " ",
-        ),
+        (_SPACES, " "),
         (r"\\?\$|\\\(|\\\)|\\\[|\\\]", ""),
         (r"\u2212|\u2013", "-"),
         (r"\{,\}\s*", ","),
-        (r"\(\s*\\?mod\b[^()]*\)|\\(?:pmod|pod)\s*(?:\{[^{}]*\}|\d)|\\(?:bmod|mod)(?![A-Za-z])\s*(?:\{[^{}]*\}|\d+)", ""),
-        (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\(?:degree|textdegree)(?![A-Za-z])|\u00b0", ""),
+        (_MODULUS, ""),
+        (_DEGREE, ""),
         (r"\\equiv(?![A-Za-z])|\u2261", "="),
     )
 )
-_TEXT = re.compile(
-    r"\\(?:text|textbf|textit|textrm|texttt|mathbf|mathrm|mathit|mathsf|mathtt|bm|boldsymbol|mbox|hbox|operatorname)\s*\{([^{}]*)\}"
-)
+_TEXT_COMMANDS = "text|textbf|textit|textrm|texttt|mathbf|mathrm|mathit|mathsf|mathtt|bm|boldsymbol|mbox|hbox|operatorname"
+_TEXT = re.compile(rf"\\(?:{_TEXT_COMMANDS})\s*\{{([^{{}}]*)\}}")
 _FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 _INTEGER = re.compile(r"([+-]?)\s*(\d+)(?:\.(0*))?")
 _RATIO = re.compile(r"([+-]?\d+)/([+-]?\d+)")

@@ -90,7 +90,7 @@ def find_kind(name: str) -> Kind:
         EvaluationError: no kind has that name.
     """
     if name not in KINDS:
-        raise EvaluationError(f"there is no kind of arithmetic named '{name}'", key="kind", fix=f"Use one of {', '.join(KINDS)}.")
+        raise EvaluationError(f"there is no kind of arithmetic named '{name}'.", key="kind", fix=f"use one of {', '.join(KINDS)}.")
     return KINDS[name]
 
 
@@ -129,7 +129,7 @@ def make_problems(kind: str, count: int, seed: int, split: Split = "train", *, s
     """
     spec = find_kind(kind)
     if steps < 1:
-        raise EvaluationError("a chain has at least one step", key="steps", fix="Use steps of 1 or more.")
+        raise EvaluationError("a chain has at least one step.", key="steps", fix="use steps of 1 or more.")
     return [work_out(spec, chain) for chain in _distinct_chains(count, seed, split, steps)]
 
 
@@ -146,7 +146,7 @@ def write_training_rows(
         StorageError: the file cannot be written.
     """
     if not 0 <= direct_share <= 1:
-        raise EvaluationError("direct_share is a share between 0 and 1", key="direct_share", fix="Use 0.5 for an even mixture.")
+        raise EvaluationError("direct_share is a share between 0 and 1.", key="direct_share", fix="use 0.5 for an even mixture.")
     lines: list[str] = []
     for index, problem in enumerate(make_problems(kind, count, seed, "train", steps=steps)):
         direct = int((index + 1) * direct_share) > int(index * direct_share)
@@ -168,9 +168,9 @@ def _distinct_chains(count: int, seed: int, split: Split, steps: int) -> Iterato
         attempts -= 1
         if attempts < 0:
             raise EvaluationError(
-                f"fewer than {count} distinct {split} chains of {steps} steps could be drawn",
+                f"fewer than {count} distinct {split} chains of {steps} steps could be drawn.",
                 key="count",
-                fix="Ask for fewer problems or for more steps.",
+                fix="ask for fewer problems or for more steps.",
             )
         chain = _random_chain(source, steps)
         if chain not in seen and split_of(chain) == split:

@@ -1,17 +1,18 @@
 """The experts operation with a backward written by hand: sorted rows, grouped products, and little saved.
 
-Decomposition: save only the layer's input X [T, d] and the pre-activation H [T*K, 2n] (2d + 4Kn bytes per token in bf16, against three times
-that or more when autograd records each step), recompute the activation A from H, and take the router's gradient as <dA', A>, where dA' is
-the gradient of A before the routing weight, so that the experts' outputs are not kept either. Rows return to tokens by gathering and summing
-in slot order, never by atomic or unordered adds: two runs agree to the bit. Gradients nobody asked for (a frozen base) are not computed.
-It is plain torch and runs on any device; it is fast on CPUs. Exercise it: ``pytest tests/kernels/ms4_kernels/moe/test_cpu.py``.
+Decomposition: save only the layer's input X [T, d] and the pre-activation H [T*K, 2n] (2d + 4Kn bytes per token in bf16, where autograd
+would keep every step), recompute the activation A from H, and take the router's gradient as <dA', A>, where dA' is the gradient of A before
+the routing weight, so that the experts' outputs are not kept either. Rows return to tokens by gathering and summing in slot order, never by
+atomic or unordered adds: two runs agree to the bit. Gradients nobody asked for (a frozen base) are not computed.
+It is plain torch and runs on any device; it is meant for CPUs. Exercise it: ``pytest tests/kernels/ms4_kernels/moe/test_cpu.py``.
 
-Shape suffixes: t tokens, k experts per token, e experts, r = t*k rows sorted by expert, d hidden, n expert intermediate, i = 2n; for the two
-projections in general: o features out, i features in, p LoRA rank.
+Shape suffixes: t tokens, k experts per token, e experts, r = t*k rows sorted by expert, d hidden, n expert intermediate, i = 2n; in the
+projections: o features out, i features in, p LoRA rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -66,9 +67,7 @@ class _Projection(NamedTuple):
             dx_ri.add_(rows_by_weight_transposed(dlow_rp, self.a_epi, ends_e), alpha=self.scale)
         return dx_ri
 
-    def parameter_grads(
-        self, dy_ro: Tensor, x_ri: Tensor, ends_e: Tensor, needed: tuple[bool, bool, bool]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def parameter_grads(self, dy_ro: Tensor, x_ri: Tensor, ends_e: Tensor, needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
         """Return the gradients of (weight, a, b), None where not needed."""
         dweight_eoi = rows_by_rows(dy_ro, x_ri, ends_e) if needed[0] else None
         da_epi = db_eop = None
@@ -104,9 +103,9 @@ class _Experts(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden_td, h_ri, weights_tk, pair_r, row_tk, ends_e, *parameters = ctx.saved_tensors
-        gate_up, down = _Projection(*parameters[:3], ctx.scales[0]), _Projection(*parameters[3:], ctx.scales[1])
+        gate_up, down = _Projection(*parameters[:3], scale=ctx.scales[0]), _Projection(*parameters[3:], scale=ctx.scales[1])
         needs_hidden, needs_weights, needed = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[5:]
         token_r = ExpertOrder(pair_r, row_tk, ends_e).token_r
 
@@ -119,7 +118,7 @@ class _Experts(torch.autograd.Function):
 
         weight_r1 = weights_tk.reshape(-1)[pair_r].unsqueeze(1)
         dactivation_rn = _scale_rows(dactivation_rn, weight_r1)
-        down_grads = (None, None, None)
+        down_grads: tuple[Tensor | None, ...] = (None, None, None)
         if any(needed[3:]):
             down_grads = down.parameter_grads(dout_rd, _scale_rows(activation_rn, weight_r1), ends_e, needed[3:])
         del dout_rd, activation_rn
@@ -128,7 +127,7 @@ class _Experts(torch.autograd.Function):
         dgate_rn, dup_rn = dh_ri.chunk(2, dim=-1)
         torch.mul(dactivation_rn, silu_rn, out=dup_rn)
         torch.ops.aten.silu_backward.grad_input(dactivation_rn.mul_(up_rn), gate_rn, grad_input=dgate_rn)
-        gate_up_grads = (None, None, None)
+        gate_up_grads: tuple[Tensor | None, ...] = (None, None, None)
         if any(needed[:3]):
             gate_up_grads = gate_up.parameter_grads(dh_ri, hidden_td.index_select(0, token_r), ends_e, needed[:3])
         dhidden_td = _gather_sum(gate_up.input_grad(dh_ri, ends_e), row_tk) if needs_hidden else None

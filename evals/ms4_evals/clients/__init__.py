@@ -1,0 +1,1 @@
+"""Clients: how samples are drawn from a model."""

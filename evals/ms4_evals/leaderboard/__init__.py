@@ -1,0 +1,1 @@
+"""The leaderboard: stores in, a table, a plot and a page out."""

@@ -1,0 +1,152 @@
+"""The leaderboard as one plain HTML page: no network, no outside file, and every outside text escaped.
+
+A content security policy lets only the page's own style, its own sorting script (by hash) and embedded images take effect, so even a text
+that slipped through escaping could not run. Exercise it: ``pytest tests/evals/ms4_evals/leaderboard/test_page.py``.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from html import escape
+
+from ms4_evals.leaderboard.collect import Board, Cell, Column, Row
+from ms4_evals.leaderboard.page_assets import SCRIPT, STYLE
+from ms4_evals.leaderboard.table import difference_text, length_text, mean_length, score_text
+from ms4_evals.statistics.summary import Summary
+from ms4_evals.store.records import GradedSample
+
+_CLIPPED_CHARACTERS = 4000
+
+# (heading, key of the length)
+_LENGTH_COLUMNS = (
+    ("thinking, characters", "thinking_chars"),
+    ("answer, characters", "answer_chars"),
+    ("thinking, tokens", "thinking_tokens"),
+    ("answer, tokens", "answer_tokens"),
+)
+_COUNT_HEADINGS = ("cut off", "no answer", "wrong", "errors")
+
+
+def render_page(boards: Sequence[Board], plot: bytes) -> str:
+    """The whole page.
+
+    Args:
+        boards: what it shows.
+        plot: a PNG image.
+    """
+    script_hash = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'"
+    image = base64.b64encode(plot).decode()
+    parts = [
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Leaderboard</title>',
+        f"<style>{STYLE}</style></head><body><main><h1>Leaderboard</h1>",
+        "<p>Scores in both reasoning modes, with 95 % intervals clustered by problem, beside the length of what was written."
+        " Only scores whose problems, prompts, grader and sampling are equal stand in one column. Click a heading to sort.</p>",
+        f'<figure><img alt="Score against output length; the same numbers stand in the tables below."'
+        f' src="data:image/png;base64,{image}"></figure>',
+        *(_board_html(board) for board in boards),
+        f"</main><script>{SCRIPT}</script></body></html>\n",
+    ]
+    return "".join(parts)
+
+
+def _board_html(board: Board) -> str:
+    heads = [_head("model", "left")]
+    groups = ['<th colspan="1"></th>']
+    for column in board.columns:
+        names = ["score %", *(name for name, _ in _LENGTH_COLUMNS), *_COUNT_HEADINGS]
+        groups.append(f'<th class="group" colspan="{len(names)}">{_column_html(column)}</th>')
+        heads += [_head(name, "group-start" if index == 0 else "") for index, name in enumerate(names)]
+    groups.append('<th class="group">high &minus; none</th>')
+    heads.append(_head("points", "group-start"))
+    rows = "".join(_row_html(board, row) for row in board.rows)
+    examples = "".join(_examples_html(board, row) for row in board.rows)
+    return (
+        f"<section><h2>{escape(board.title)}</h2>"
+        f'<p class="facts">{board.num_problems} problems, grader {escape(board.grader_id)},'
+        f' board <code title="{escape(board.board_id)}">{escape(board.board_id[:12])}</code></p>'
+        f'<div class="scroll"><table class="sortable"><thead><tr>{"".join(groups)}</tr><tr>{"".join(heads)}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div><h3>Samples</h3>{examples}</section>"
+    )
+
+
+def _column_html(column: Column) -> str:
+    sampling = ", ".join(f"{escape(str(key))} {value}" for key, value in column.sampling.items())
+    identity = f'<code title="{escape(column.column_id)}">{escape(column.column_id[:12])}</code>'
+    return f'{escape(column.heading)}<br><span class="facts">{sampling}, {identity}</span>'
+
+
+def _head(name: str, css: str) -> str:
+    return f'<th class="{css}"><button type="button">{escape(name)}</button></th>'
+
+
+def _row_html(board: Board, row: Row) -> str:
+    cells = [f'<td class="left"><span title="run {escape(row.run_id)}">{escape(row.label)}</span></td>']
+    for column in board.columns:
+        cell = row.cells.get(column.column_id)
+        cells += _cell_html(cell.summary) if cell else [_number(None, "-", "group-start")] + [_number(None, "-")] * 8
+    value = row.difference.value if row.difference else None
+    cells.append(_number(value, difference_text(row), "group-start"))
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _cell_html(summary: Summary) -> list[str]:
+    value = summary.score.value if summary.is_complete and summary.score else None
+    cells = [_number(value, score_text(summary), "group-start strong")]
+    for _, name in _LENGTH_COLUMNS:
+        length = mean_length(summary, name)
+        cells.append(_number(length, length_text(length)))
+    counts = [summary.verdicts["truncated"], summary.verdicts["no-answer"], summary.verdicts["wrong"], summary.errors]
+    return cells + [_number(count, str(count)) for count in counts]
+
+
+def _number(value: float | None, text: str, css: str = "") -> str:
+    """A cell that sorts by its value; cells without one sort last."""
+    attribute = "" if value is None else f' data-value="{value!r}"'
+    return f'<td class="{css}"{attribute}>{escape(text)}</td>'
+
+
+def _examples_html(board: Board, row: Row) -> str:
+    parts = [
+        _cell_examples_html(board, column, row.cells[column.column_id])
+        for column in board.columns
+        if column.column_id in row.cells and row.cells[column.column_id].examples
+    ]
+    return f"<details><summary>{escape(row.label)}</summary>{''.join(parts)}</details>" if parts else ""
+
+
+def _cell_examples_html(board: Board, column: Column, cell: Cell) -> str:
+    questions = {problem.problem_id: problem.question for problem in cell.summary.evaluation.problems}
+    samples = "".join(_sample_html(sample, questions[sample.problem_id]) for sample in cell.examples)
+    return f"<h4>{escape(column.heading)}: {escape(board.task)}</h4>{samples}"
+
+
+def _sample_html(sample: GradedSample, question: str) -> str:
+    facts = (
+        f"gold {escape(sample.gold)}, read {escape(str(sample.extracted))}; thinking {len(sample.thinking):,} characters"
+        f" ({sample.thinking_tokens:,} tokens), answer {len(sample.answer):,} characters ({sample.answer_tokens:,} tokens)"
+    )
+    if sample.opinion is not None:
+        facts += f"; math-verify: {escape(sample.opinion)}"
+    if sample.error is not None:
+        facts += f"; {escape(sample.error)}"
+    thinking = f"<dt>thinking</dt><dd><pre>{_clipped(sample.thinking)}</pre></dd>" if sample.thinking else ""
+    return (
+        f'<details class="sample"><summary><span class="verdict {escape(sample.verdict)}">{escape(sample.verdict)}</span>'
+        f" {escape(sample.problem_id)}, sample {sample.sample_index}</summary>"
+        f'<p class="facts">{facts}</p><dl><dt>question</dt><dd><pre>{_clipped(question)}</pre></dd>{thinking}'
+        f"<dt>final answer</dt><dd><pre>{_clipped(sample.answer)}</pre></dd></dl></details>"
+    )
+
+
+def _clipped(text: str) -> str:
+    """Outside text, escaped; of a long one its beginning and its end."""
+    if len(text) > _CLIPPED_CHARACTERS:
+        half = _CLIPPED_CHARACTERS // 2
+        text = f"{text[:half]}\n[... {len(text) - 2 * half:,} characters left out ...]\n{text[-half:]}"
+    # Control characters but for tab and line feed have no place in HTML.
+    return escape("".join(sign if sign >= " " or sign in "\t\n" else "\N{REPLACEMENT CHARACTER}" for sign in text))

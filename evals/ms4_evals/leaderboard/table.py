@@ -1,0 +1,66 @@
+"""The leaderboard on a terminal.
+
+Exercise it: ``ms4 leaderboard results.sqlite --out OUT``, or ``pytest tests/evals/ms4_evals/leaderboard/test_table.py``.
+"""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from ms4_evals.leaderboard.collect import Board, Cell, Row
+from ms4_evals.statistics.summary import Summary
+
+
+def board_table(board: Board) -> Table:
+    """One board as a table: per column the score with its interval, the length of the output, and what was not answered."""
+    caption = f"board {board.board_id[:12]}, {board.num_problems} problems, grader {board.grader_id}; intervals at 95 %"
+    table = Table(title=Text(board.title), caption=Text(caption), title_style="bold", caption_justify="left")
+    table.add_column("model", overflow="fold")
+    for column in board.columns:
+        table.add_column(f"{column.heading}\nscore %", justify="right", no_wrap=True)
+        table.add_column(f"{column.heading}\ncharacters\nthinking + answer", justify="right")
+        table.add_column(f"{column.heading}\ntokens", justify="right")
+        table.add_column(f"{column.heading}\ncut off /\nno answer", justify="right")
+    table.add_column("high - none\npoints", justify="right", no_wrap=True)
+    for row in board.rows:
+        cells = [text for column in board.columns for text in _cell_texts(row.cells.get(column.column_id))]
+        table.add_row(Text(row.label), *map(Text, cells), Text(difference_text(row)))
+    return table
+
+
+def score_text(summary: Summary) -> str:
+    """``97.0 [95.1, 98.2]``; an incomplete evaluation says how far it is instead of giving a score."""
+    if not summary.is_complete:
+        errors = f", {summary.errors} errors" if summary.errors else ""
+        return f"unfinished\n{summary.graded}/{summary.evaluation.planned}{errors}"
+    assert summary.score is not None
+    return f"{100 * summary.score.value:.1f} [{100 * summary.score.low:.1f}, {100 * summary.score.high:.1f}]"
+
+
+def difference_text(row: Row) -> str:
+    """``+77.5 [74.1, 80.9]``, or a hyphen."""
+    if row.difference is None:
+        return "-"
+    return f"{100 * row.difference.value:+.1f} [{100 * row.difference.low:+.1f}, {100 * row.difference.high:+.1f}]"
+
+
+def mean_length(summary: Summary, name: str) -> float | None:
+    """Mean over all samples of a length, or None without samples."""
+    lengths = summary.lengths[name]["all"]
+    return None if lengths is None else lengths.mean
+
+
+def length_text(value: float | None) -> str:
+    """A length with one decimal below a hundred, and with thousands separated."""
+    if value is None:
+        return "-"
+    return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _cell_texts(cell: Cell | None) -> list[str]:
+    if cell is None:
+        return ["-"] * 4
+    summary = cell.summary
+    thinking, answer, tokens = (length_text(mean_length(summary, name)) for name in ("thinking_chars", "answer_chars", "total_tokens"))
+    return [score_text(summary), f"{thinking} + {answer}", tokens, f"{summary.verdicts['truncated']} / {summary.verdicts['no-answer']}"]

@@ -1,0 +1,228 @@
+"""Runs evaluations: plan, leave out what the store holds, draw the rest, grade, store; then ask for second opinions.
+
+Every sample is committed the moment it is there, so a run that is killed anywhere goes on from its store and repeats nothing that was
+finished. Exercise it: ``pytest tests/evals/ms4_evals/test_runner.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ms4_evals.clients.base import Client, SampleAnswer, SampleRequest
+from ms4_evals.graders.integer import Grade
+from ms4_evals.graders.second_opinion import SecondOpinion
+from ms4_evals.identity import sample_seed
+from ms4_evals.progress import Progress
+from ms4_evals.store.records import Evaluation, PlannedProblem, RunRecord, Sample
+from ms4_evals.store.results import ResultStore
+from ms4_evals.tasks.base import MODES, Mode, Task, TaskProblem, board_id, column_id, grading_id, prompt_id, sampling_id
+from ms4_train.config.evaluation import ModesSection
+from ms4_train.errors import EvaluationError
+
+_OPINIONS_PER_COMMIT = 100
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One task in one mode, with the task itself."""
+
+    task: Task
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did.
+
+    Attributes:
+        reused: samples that the store held already.
+        drawn: samples drawn now, errors included.
+        errors: samples that ended in an error now; they are drawn again when the run is started again.
+    """
+
+    reused: int
+    drawn: int
+    errors: int
+
+
+def make_plans(tasks: Sequence[Task], modes: ModesSection) -> list[Plan]:
+    """One plan per task and mode.
+
+    Raises:
+        EvaluationError: no mode is on.
+    """
+    samplings: dict[Mode, dict[str, float | int]] = {
+        mode: section.model_dump() for mode in MODES if (section := getattr(modes, mode)) is not None
+    }
+    if not samplings:
+        raise EvaluationError("both modes are off.", key="modes", fix="leave `none` or `high` on.")
+    return [Plan(task, _plan_evaluation(task, mode, sampling)) for task in tasks for mode, sampling in samplings.items()]
+
+
+def run_evaluations(
+    client: Client,
+    store: ResultStore,
+    plans: Sequence[Plan],
+    run: RunRecord,
+    *,
+    config: Mapping[str, Any],
+    progress: Progress,
+) -> Outcome:
+    """Draw, grade and store every planned sample that the store does not hold yet.
+
+    Args:
+        client: the model under test.
+        store: open to write.
+        plans: from ``make_plans``.
+        run: identity of model and seed.
+        config: recorded with the run.
+        progress: told what happens.
+
+    Raises:
+        MS4Error: the client or the store cannot go on; everything finished until then is stored.
+    """
+    store.register(run, config, client.versions(), [plan.evaluation for plan in plans])
+    _grade_again(store, plans, run)
+    drawing = _Drawing(store, run, progress)
+    # Thinking takes longest, so it starts first: the short direct answers then fill the batch towards the end.
+    for plan in sorted(plans, key=lambda plan: plan.evaluation.mode != "high"):
+        drawing.want(plan)
+    drawing.draw(client)
+    _ask_second_opinions(store, plans, run)
+    return Outcome(reused=drawing.reused, drawn=drawing.drawn, errors=drawing.errors)
+
+
+class _Drawing:
+    """The samples of one run that are still to be drawn."""
+
+    def __init__(self, store: ResultStore, run: RunRecord, progress: Progress) -> None:
+        self._store = store
+        self._run = run
+        self._progress = progress
+        self._wanted: dict[str, tuple[SampleRequest, Plan, PlannedProblem]] = {}
+        self.reused = self.drawn = self.errors = 0
+
+    def want(self, plan: Plan) -> None:
+        """Add every sample of the plan that is not finished."""
+        evaluation = plan.evaluation
+        finished = self._store.finished(self._run.run_id, evaluation)
+        self.reused += len(finished)
+        for index in range(evaluation.samples):
+            for problem, planned in zip(plan.task.problems, evaluation.problems, strict=True):
+                if (problem.problem_id, index) not in finished:
+                    request = _sample_request(plan, problem, index, self._run.seed)
+                    self._wanted[request.request_id] = (request, plan, planned)
+        self._progress.add_samples(evaluation.task, evaluation.mode, evaluation.planned, len(finished))
+
+    def draw(self, client: Client) -> None:
+        """Draw them all, committing each as it comes."""
+        if self._wanted:
+            with self._progress:
+                client.answer([request for request, _, _ in self._wanted.values()], self._finish, self._progress.tokens)
+
+    def _finish(self, request: SampleRequest, answer: SampleAnswer) -> None:
+        _, plan, planned = self._wanted[request.request_id]
+        sample = _sample(request, answer, plan.evaluation)
+        self._store.add(self._run.run_id, sample, _grade(plan.task, sample, planned), planned.grading_id)
+        self.drawn += 1
+        self.errors += sample.error is not None
+        self._progress.finish(plan.evaluation.task, plan.evaluation.mode)
+
+
+def _plan_evaluation(task: Task, mode: Mode, sampling: dict[str, float | int]) -> Evaluation:
+    problems = tuple(
+        PlannedProblem(
+            problem_id=problem.problem_id,
+            prompt_id=prompt_id(task.messages(problem)),
+            grading_id=grading_id(task.grader, problem.gold),
+            gold=problem.gold,
+            question=problem.question,
+        )
+        for problem in task.problems
+    )
+    return Evaluation(
+        task=task.name,
+        title=task.title,
+        mode=mode,
+        board_id=board_id(task),
+        column_id=column_id(task, mode, sampling),
+        sampling_id=sampling_id(sampling),
+        sampling=sampling,
+        grader_id=task.grader.grader_id,
+        uses_second_opinion=task.uses_second_opinion,
+        samples=task.samples,
+        problems=problems,
+    )
+
+
+def _sample_request(plan: Plan, problem: TaskProblem, index: int, run_seed: int) -> SampleRequest:
+    mode, sampling = plan.evaluation.mode, plan.evaluation.sampling
+    return SampleRequest(
+        problem_id=problem.problem_id,
+        mode=mode,
+        sample_index=index,
+        messages=tuple(plan.task.messages(problem)),
+        temperature=float(sampling["temperature"]),
+        top_p=float(sampling["top_p"]),
+        max_tokens=int(sampling["max_tokens"]),
+        seed=sample_seed(run_seed, problem.problem_id, index, mode),
+    )
+
+
+def _sample(request: SampleRequest, answer: SampleAnswer, evaluation: Evaluation) -> Sample:
+    return Sample(
+        problem_id=request.problem_id,
+        prompt_id=prompt_id(list(request.messages)),
+        mode=request.mode,
+        sampling_id=evaluation.sampling_id,
+        sample_index=request.sample_index,
+        seed=request.seed,
+        prompt_hash=answer.prompt_hash,
+        thinking=_storable(answer.thinking),
+        answer=_storable(answer.answer),
+        thinking_is_open=int(answer.thinking_is_open),
+        thinking_tokens=answer.thinking_tokens,
+        answer_tokens=answer.answer_tokens,
+        finish_reason=answer.finish_reason,
+        seconds=answer.seconds,
+        error=answer.error,
+    )
+
+
+def _storable(text: str) -> str:
+    """The text with lone surrogates, which UTF-8 cannot hold, replaced by question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _grade(task: Task, sample: Sample, planned: PlannedProblem) -> Grade:
+    if sample.error is not None:
+        return Grade("error", None)
+    return task.grader.grade(sample.answer, planned.gold, is_truncated=sample.finish_reason == "length")
+
+
+def _grade_again(store: ResultStore, plans: Sequence[Plan], run: RunRecord) -> None:
+    """Give stored samples the verdict of a grader or gold answer that they have not met yet."""
+    for plan in plans:
+        for sample_id, planned, sample in store.ungraded(run.run_id, plan.evaluation):
+            store.add_grade(sample_id, planned.grading_id, _grade(plan.task, sample, planned))
+
+
+def _ask_second_opinions(store: ResultStore, plans: Sequence[Plan], run: RunRecord) -> None:
+    known: dict[tuple[str, str], str] = {}
+    with SecondOpinion() as second:
+        for evaluation in (plan.evaluation for plan in plans if plan.evaluation.uses_second_opinion):
+            grading_ids = {problem.problem_id: problem.grading_id for problem in evaluation.problems}
+            asked: list[tuple[str, int, str]] = []
+            for sample in store.graded_samples(run.run_id, evaluation):
+                if sample.opinion is not None or sample.error is not None:
+                    continue
+                question = (sample.answer, sample.gold)
+                if question not in known:
+                    known[question] = second.ask(*question) if sample.answer.strip() else "wrong"
+                asked.append((known[question], sample.sample_id, grading_ids[sample.problem_id]))
+                if len(asked) >= _OPINIONS_PER_COMMIT:
+                    store.set_opinions(asked)
+                    asked.clear()
+            store.set_opinions(asked)

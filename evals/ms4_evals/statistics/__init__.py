@@ -1,0 +1,1 @@
+"""Statistics of graded samples: scores with their uncertainty, paired differences, pass@k, lengths."""

@@ -1,0 +1,136 @@
+"""What a task is: problems, how each is asked, and how a final answer is graded.
+
+A task never sees a model. Its identity is a hash of all that shapes a score on it, so that scores of different data, prompts or graders are
+never put side by side. Exercise it: ``pytest tests/evals/ms4_evals/tasks/test_base.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from ms4_evals.graders.integer import Grade
+from ms4_evals.identity import content_hash
+
+Mode = Literal["none", "high"]
+MODES: tuple[Mode, ...] = ("none", "high")
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class TaskProblem:
+    """One problem of a task.
+
+    Attributes:
+        problem_id: unique over all tasks, e.g. ``aime_2025/07``.
+        question: without the instruction.
+        gold: the right answer, as the grader of the task reads it.
+    """
+
+    problem_id: str
+    question: str
+    gold: str
+
+
+class Grader(Protocol):
+    """Gives a verdict on a final answer."""
+
+    @property
+    def grader_id(self) -> str:
+        """Name and version; changes whenever a verdict could."""
+        ...
+
+    def grade(self, answer: str, gold: str, *, is_truncated: bool) -> Grade:
+        """The verdict on the final answer (without thinking) of one sample."""
+        ...
+
+
+class Task(Protocol):
+    """A benchmark. Implementations are immutable."""
+
+    @property
+    def name(self) -> str:
+        """Short and unique in a run, e.g. ``aime_2025``."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """For people, with the size: ``AIME 2025, first 5 of 30 problems``."""
+        ...
+
+    @property
+    def samples(self) -> int:
+        """Answers per problem and mode."""
+        ...
+
+    @property
+    def problems(self) -> tuple[TaskProblem, ...]:
+        """All problems, in a fixed order."""
+        ...
+
+    @property
+    def grader(self) -> Grader:
+        """The grader of its answers."""
+        ...
+
+    @property
+    def uses_second_opinion(self) -> bool:
+        """Whether answers are integers that math-verify is asked about too."""
+        ...
+
+    def messages(self, problem: TaskProblem) -> list[Message]:
+        """The conversation that asks ``problem``."""
+        ...
+
+
+@dataclass(frozen=True)
+class QuestionTask:
+    """A task whose problems are single questions under one instruction. Satisfies ``Task``.
+
+    Attributes:
+        instruction: put before each question with an empty line between; empty for none.
+    """
+
+    name: str
+    title: str
+    samples: int
+    problems: tuple[TaskProblem, ...]
+    grader: Grader
+    instruction: str = ""
+    uses_second_opinion: bool = True
+
+    def messages(self, problem: TaskProblem) -> list[Message]:
+        """One user message: the instruction, an empty line, the question."""
+        content = f"{self.instruction}\n\n{problem.question}" if self.instruction else problem.question
+        return [{"role": "user", "content": content}]
+
+
+def prompt_id(messages: list[Message]) -> str:
+    """Identity of one problem as it is asked."""
+    return content_hash(["prompt", messages])
+
+
+def sampling_id(sampling: Mapping[str, float | int]) -> str:
+    """Identity of the sampling parameters of a mode."""
+    return content_hash(["sampling", dict(sampling)])
+
+
+def grading_id(grader: Grader, gold: str) -> str:
+    """Identity of what turns a stored answer into a verdict; another grader or a corrected gold answer grades stored answers again."""
+    return content_hash(["grading", grader.grader_id, gold])
+
+
+def board_id(task: Task) -> str:
+    """Identity of data, prompts and grader: what two scores must share to stand on one board."""
+    rows = [[problem.problem_id, problem.gold, prompt_id(task.messages(problem))] for problem in task.problems]
+    return content_hash(["board", task.name, task.grader.grader_id, rows])
+
+
+def column_id(task: Task, mode: Mode, sampling: Mapping[str, float | int]) -> str:
+    """Identity of data, prompts, grader, mode and sampling: what two scores must share to stand in one column.
+
+    The number of samples per problem is left out: it changes how exactly a score is known, not what is measured.
+    """
+    return content_hash(["column", board_id(task), mode, sampling_id(sampling)])

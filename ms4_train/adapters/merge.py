@@ -1,0 +1,37 @@
+"""Folding an adapter into the weights it changes, for export. Exercise it: ``pytest tests/ms4_train/adapters/test_merge.py``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ms4_train.adapters.attach import adapted_modules, adapter_parameters, detach
+from ms4_train.adapters.expert_lora import StackedLora, add_product
+from ms4_train.adapters.peft_format import ADAPTER_NAME
+from ms4_train.errors import AdapterError
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> None:
+    """Fold the adapter into the base weights in place and remove it; names are then those of a model without one.
+
+    Products and sums are computed in fp32 and rounded once to the type of the weights.
+
+    Raises:
+        AdapterError: the model has no adapter.
+    """
+    if not adapter_parameters(model):
+        raise AdapterError("the model has no adapter to merge.", fix="attach or load one first.")
+    for name, module in adapted_modules(model):
+        if isinstance(module, StackedLora):
+            experts = model.get_submodule(name.rpartition(".")[0])
+            for stack, (a_eri, b_eor) in module.pairs().items():
+                add_product(getattr(experts, stack), a_eri, b_eor, module.scale)
+        else:
+            a_ri, b_or = _weight(module.lora_A), _weight(module.lora_B)
+            add_product(module.get_base_layer().get_parameter("weight")[None], a_ri[None], b_or[None], module.scaling[ADAPTER_NAME])
+    detach(model)
+
+
+def _weight(layers: nn.ModuleDict) -> Tensor:
+    return layers[ADAPTER_NAME].get_parameter("weight")

@@ -1,0 +1,75 @@
+"""``ms4 config check|show|schema``: run files without running them.
+
+Exercise it: ``pytest tests/ms4_train/cli/test_config.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True)
+
+_File = Annotated[Path, typer.Argument(metavar="FILE.yaml", help="Run file.", show_default=False)]
+_Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, such as training.learning_rate=1e-4.", show_default=False)
+]
+
+
+@app.command(
+    epilog="""Examples:
+
+ms4 config check configs/train/quickstart.yaml
+
+ms4 config check run.yaml training.learning_rate=1e-4 data.train.0.path=rows.jsonl"""
+)
+def check(file: _File, overrides: _Overrides = None) -> None:
+    """Check a run file: every problem with its line, key and fix. Exit code 2 if there is one."""
+    from ms4_train.config import load_run
+
+    run = load_run(file, overrides or [])
+    typer.echo(f"{file}: ok (recipe {run.recipe})")
+
+
+@app.command(
+    epilog="""Examples:
+
+ms4 config show configs/train/quickstart.yaml
+
+ms4 config show run.yaml adapter.r=8 > resolved.yaml"""
+)
+def show(file: _File, overrides: _Overrides = None) -> None:
+    """Print the whole resolved run, defaults and overrides included, as a run file."""
+    from ms4_train.config import load_run, to_yaml
+
+    typer.echo(to_yaml(load_run(file, overrides or [])), nl=False)
+
+
+@app.command(
+    epilog="""Examples:
+
+ms4 config schema --out ms4.schema.json
+
+ms4 config schema --recipe sft
+
+An editor with YAML support completes and checks keys when a run file's first line is
+
+# yaml-language-server: $schema=ms4.schema.json"""
+)
+def schema(
+    recipe: Annotated[str | None, typer.Option(help="Only this recipe; default: all of them.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Write here instead of to the terminal.", show_default=False)] = None,
+) -> None:
+    """Print the JSON Schema of run files, for editors."""
+    from ms4_train.config import json_schema
+    from ms4_train.storage import atomic_write_text
+
+    text = json.dumps(json_schema(recipe), indent=2) + "\n"
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        atomic_write_text(out, text)
+        typer.echo(f"wrote {out}")

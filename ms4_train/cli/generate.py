@@ -1,0 +1,374 @@
+"""``ms4 generate`` and ``ms4 chat``: one answer, or a conversation, streamed to the terminal in either reasoning mode.
+
+Exercise it: ``pytest tests/ms4_train/cli/test_generate.py``, or ``ms4 generate MODEL "7*3+8 mod 10 ="``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ms4_train.errors import AdapterError, EngineError, MS4Error, WeightsError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ms4_train.chat import Answer, ChatTokenizer
+    from ms4_train.inference import Completion, Engine, GenerationRequest
+
+app = typer.Typer()
+
+DEFAULT_MAX_TOKENS = 2048
+MAX_STDIN_CHARACTERS = 4 << 20
+GENERATE_EXAMPLES = """
+Examples:
+
+  ms4 generate runs/tiny/model "7*3+8-5*9 mod 10 ="
+
+  ms4 generate runs/tiny/model "7*3+8-5*9 mod 10 =" --mode high --max-tokens 200
+
+  ms4 generate MODEL "Why is the sky blue?" --both-modes --temperature 0.7 --seed 1
+
+  ms4 generate MODEL - --adapter runs/lora/adapter --json < question.txt
+"""
+CHAT_EXAMPLES = """
+Examples:
+
+  ms4 chat runs/tiny/model
+
+  ms4 chat MODEL --mode high --system "Answer in one sentence." --adapter runs/lora/adapter
+"""
+CHAT_HELP = "/mode none|high changes the reasoning mode, /reset forgets the conversation, /quit ends it."
+
+
+class Mode(StrEnum):
+    """The two reasoning modes."""
+
+    none = "none"
+    high = "high"
+
+
+class Dtype(StrEnum):
+    """Type of parameters and activations."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+ModelArgument = Annotated[Path, typer.Argument(help="Model folder: config.json, safetensors files, tekken.json.", show_default=False)]
+ModeOption = Annotated[Mode, typer.Option(help="Reasoning mode: none answers directly, high thinks first.")]
+TemperatureOption = Annotated[
+    float | None, typer.Option(help="0 takes the most likely token. Default: 0 in mode none, 0.7 in mode high.", show_default=False)
+]
+TopPOption = Annotated[float, typer.Option(help="Sample from the likeliest tokens that make up this probability.")]
+MaxTokensOption = Annotated[
+    int | None,
+    typer.Option(help=f"Most tokens of the answer, thinking included. Default: {DEFAULT_MAX_TOKENS}, or what fits the model.", show_default=False),
+]
+SeedOption = Annotated[int, typer.Option(help="Seed of the sampled answer.")]
+AdapterOption = Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter to load on top.", show_default=False)]
+SystemOption = Annotated[str | None, typer.Option(help="System prompt.", show_default=False)]
+TokenizerOption = Annotated[Path | None, typer.Option(help="tekken.json file; default: the one in MODEL.", show_default=False)]
+DtypeOption = Annotated[Dtype, typer.Option(help="Type of parameters; auto is float32 on a CPU and bfloat16 on a GPU.")]
+
+
+def printable(text: str) -> str:
+    """``text`` without control characters but newline and tab: a model must not steer the terminal."""
+    return "".join(char for char in text if char in "\n\t" or not (ord(char) < 32 or 127 <= ord(char) < 160))
+
+
+class AnswerPrinter:
+    """Writes an answer as its tokens come: thinking dimmed on a terminal and between its tags elsewhere, then the answer.
+
+    Args:
+        tokenizer: of the model.
+        console: where to.
+    """
+
+    def __init__(self, tokenizer: ChatTokenizer, console: Console) -> None:
+        from ms4_train.inference import TextDecoder
+
+        self._tokenizer = tokenizer
+        self._console = console
+        self._decoder = TextDecoder(tokenizer)
+        self._is_thinking = False
+
+    def push(self, token_id: int) -> None:
+        """Writes what ``token_id`` completes."""
+        if token_id == self._tokenizer.think_id:
+            self._is_thinking = True
+            self._mark("[THINK]", "")
+        elif token_id == self._tokenizer.end_think_id:
+            self._write(self._decoder.flush())
+            self._mark("[/THINK]\n", "\n\n")
+            self._is_thinking = False
+        elif token_id < self._tokenizer.num_special_tokens:
+            self._write(self._decoder.flush() + self._tokenizer.token_text(token_id))
+        else:
+            self._write(self._decoder.push(token_id))
+
+    def finish(self) -> None:
+        """Ends the answer with a line break."""
+        self._write(self._decoder.flush())
+        self._console.out("")
+
+    def _mark(self, plain: str, on_terminal: str) -> None:
+        self._write(on_terminal if self._console.is_terminal else plain)
+
+    def _write(self, text: str) -> None:
+        if text:
+            style = "dim" if self._is_thinking and self._console.is_terminal else None
+            self._console.out(printable(text), style=style, highlight=False, end="")
+            self._console.file.flush()
+
+
+def _load_engine(model: Path, adapter: Path | None, tokenizer: Path | None, dtype: Dtype) -> tuple[Engine, ChatTokenizer]:
+    import torch
+    from rich.console import Console
+
+    from ms4_train.chat import ChatTokenizer
+    from ms4_train.inference import Engine
+    from ms4_train.weights import base_fingerprint, load_model
+
+    if not model.is_dir():
+        raise WeightsError("is not a folder.", file=model, fix="give a folder with config.json and safetensors files.")
+    if adapter is not None and not adapter.is_dir():
+        raise AdapterError("is not a folder.", file=adapter, fix="give a folder with adapter_config.json.")
+    chat_tokenizer = ChatTokenizer.from_file(tokenizer if tokenizer is not None else model / "tekken.json")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = dtype.value if dtype is not Dtype.auto else ("bfloat16" if device == "cuda" else "float32")
+    with Console(stderr=True).status(f"loading {model.name} ({name}, {device})"):
+        network = load_model(model, dtype=getattr(torch, name))
+        if adapter is not None:
+            from ms4_train.adapters import load_adapter
+
+            load_adapter(network, adapter, base_fingerprint=base_fingerprint(model))
+        network.to(device)
+    limit = network.config.max_position_embeddings
+    return Engine(network, chat_tokenizer, max_batch_size=len(Mode), max_context=limit), chat_tokenizer
+
+
+def _request(
+    engine: Engine, tokenizer: ChatTokenizer, messages: list[dict[str, Any]], mode: Mode, options: dict[str, Any]
+) -> GenerationRequest:
+    """The request for an answer to ``messages`` in ``mode``; ``options`` are the command's sampling options."""
+    from ms4_train.inference import GenerationRequest, SamplingParams
+
+    prompt_ids = tuple(tokenizer.encode_chat(messages, reasoning_effort=mode.value))
+    room = engine.max_context - len(prompt_ids)
+    if room < 1:
+        raise EngineError(
+            f"the conversation has {len(prompt_ids)} tokens and the model's limit is {engine.max_context}.",
+            fix="shorten it; in a chat, /reset begins anew.",
+        )
+    max_tokens = options["max_tokens"] if options["max_tokens"] is not None else min(DEFAULT_MAX_TOKENS, room)
+    temperature = options["temperature"] if options["temperature"] is not None else (0.7 if mode is Mode.high else 0.0)
+    sampling = SamplingParams(temperature=temperature, top_p=options["top_p"], seed=options["seed"], max_tokens=max_tokens)
+    return GenerationRequest(mode.value, prompt_ids, sampling)
+
+
+def _messages(system: str | None, prompt: str) -> list[dict[str, Any]]:
+    before = [{"role": "system", "content": system}] if system else []
+    return [*before, {"role": "user", "content": prompt}]
+
+
+def _footer(completion: Completion, answer: Answer) -> str:
+    end = "stopped at max_tokens" if completion.finish_reason == "length" else "ended by itself"
+    if answer.thinking_state == "unterminated":
+        end += " inside the thinking"
+    return (
+        f"{completion.prompt_tokens} prompt tokens, {answer.thinking_tokens} of thinking, {answer.content_tokens} of answer, "
+        f"{completion.seconds:.1f} s, {end}"
+    )
+
+
+def _as_json(completion: Completion, answer: Answer) -> str:
+    record = {
+        "mode": completion.request_id,
+        "thinking": answer.thinking,
+        "content": answer.content,
+        "tool_calls": [asdict(call) for call in answer.tool_calls],
+        "thinking_state": answer.thinking_state,
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": completion.prompt_tokens,
+        "thinking_tokens": answer.thinking_tokens,
+        "content_tokens": answer.content_tokens,
+        "generated_tokens": completion.generated_tokens,
+        "seconds": round(completion.seconds, 3),
+    }
+    return json.dumps(record, ensure_ascii=False)
+
+
+def _print_stream(engine: Engine, tokenizer: ChatTokenizer, request: GenerationRequest, console: Console) -> tuple[Completion, Answer]:
+    """Streams an answer to ``console``; returns it whole."""
+    from ms4_train.inference import completion_answer
+
+    printer = AnswerPrinter(tokenizer, console)
+    with engine.stream(request) as stream:
+        try:
+            for token_id in stream:
+                printer.push(token_id)
+        finally:
+            printer.finish()
+    assert stream.completion is not None, "a stream that ended has a completion"
+    return stream.completion, completion_answer(stream.completion, tokenizer)
+
+
+def _read_prompt(prompt: str) -> str:
+    if prompt != "-":
+        return prompt
+    text = sys.stdin.read(MAX_STDIN_CHARACTERS + 1)
+    if len(text) > MAX_STDIN_CHARACTERS:
+        raise EngineError(f"the prompt is longer than {MAX_STDIN_CHARACTERS:,} characters.", key="PROMPT", fix="shorten it.")
+    return text.strip()
+
+
+@app.command("generate", epilog=GENERATE_EXAMPLES, rich_help_panel="Use a model")
+def generate(
+    model: ModelArgument,
+    prompt: Annotated[str, typer.Argument(help="The user's message; - reads it from standard input.", show_default=False)],
+    mode: ModeOption = Mode.none,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = 1.0,
+    max_tokens: MaxTokensOption = None,
+    seed: SeedOption = 0,
+    adapter: AdapterOption = None,
+    system: SystemOption = None,
+    tokenizer: TokenizerOption = None,
+    dtype: DtypeOption = Dtype.auto,
+    both_modes: Annotated[bool, typer.Option("--both-modes", help="Answer in both modes, computed together in one batch.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per mode instead of text.")] = False,
+) -> None:
+    """Generate one answer: thinking dimmed, then the answer."""
+    engine, chat_tokenizer = _load_engine(model, adapter, tokenizer, dtype)
+    from rich.console import Console
+
+    from ms4_train.inference import completion_answer
+
+    options = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
+    messages = _messages(system, _read_prompt(prompt))
+    requests = [_request(engine, chat_tokenizer, messages, each, options) for each in (Mode if both_modes else [mode])]
+    console, notes = Console(), Console(stderr=True)
+    if not both_modes and not as_json:
+        completion, answer = _print_stream(engine, chat_tokenizer, requests[0], console)
+        notes.print(_footer(completion, answer), style="dim", highlight=False)
+        return
+    for completion in engine.generate(requests):
+        answer = completion_answer(completion, chat_tokenizer)
+        if as_json:
+            # Not through rich, which wraps and colours.
+            sys.stdout.write(_as_json(completion, answer) + "\n")
+            continue
+        console.print(f"mode {completion.request_id}", style="bold")
+        printer = AnswerPrinter(chat_tokenizer, console)
+        for token_id in completion.token_ids:
+            printer.push(token_id)
+        printer.finish()
+        notes.print(_footer(completion, answer), style="dim", highlight=False)
+
+
+class Conversation:
+    """The turns of ``ms4 chat`` and its commands.
+
+    Args:
+        ask: answers the messages in a mode and shows the answer while it comes.
+        say: shows a note to the user.
+        mode: of the first turn.
+        system: system prompt, if any.
+    """
+
+    def __init__(self, ask: Callable[[list[dict[str, Any]], Mode], Answer], say: Callable[[str], None], mode: Mode, system: str | None) -> None:
+        self.mode = mode
+        self._ask = ask
+        self._say = say
+        self._system: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+        self.messages = list(self._system)
+
+    def enter(self, line: str) -> bool:
+        """Handles one line of the user's; returns whether the conversation goes on. Errors end a turn, not the conversation."""
+        line = line.strip()
+        if line.startswith("/"):
+            return self._command(line)
+        if line:
+            self._turn(line)
+        return True
+
+    def _command(self, line: str) -> bool:
+        name, _, value = line.partition(" ")
+        if name in ("/quit", "/exit"):
+            return False
+        if name == "/reset":
+            self.messages = list(self._system)
+            self._say("conversation forgotten")
+        elif name == "/mode" and value.strip() in Mode.__members__:
+            self.mode = Mode(value.strip())
+            self._say(f"mode {self.mode.value}")
+        else:
+            self._say(f"mode {self.mode.value}. {CHAT_HELP}")
+        return True
+
+    def _turn(self, text: str) -> None:
+        messages = [*self.messages, {"role": "user", "content": text}]
+        try:
+            answer = self._ask(messages, self.mode)
+        except MS4Error as error:
+            self._say(str(error))
+            return
+        except KeyboardInterrupt:
+            self._say("stopped; this turn is forgotten")
+            return
+        if not answer.content or answer.tool_calls:
+            self._say("no plain answer; this turn is forgotten")
+            return
+        reply: dict[str, Any] = {"role": "assistant", "content": answer.content}
+        if answer.thinking:
+            reply["reasoning_content"] = answer.thinking
+        self.messages = [*messages, reply]
+
+
+@app.command("chat", epilog=CHAT_EXAMPLES, rich_help_panel="Use a model")
+def chat(
+    model: ModelArgument,
+    mode: ModeOption = Mode.none,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = 1.0,
+    max_tokens: MaxTokensOption = None,
+    seed: SeedOption = 0,
+    adapter: AdapterOption = None,
+    system: SystemOption = None,
+    tokenizer: TokenizerOption = None,
+    dtype: DtypeOption = Dtype.auto,
+) -> None:
+    """Talk with a model. /mode none|high, /reset, /quit."""
+    engine, chat_tokenizer = _load_engine(model, adapter, tokenizer, dtype)
+    from rich.console import Console
+
+    console, notes = Console(), Console(stderr=True)
+    options = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
+
+    def ask(messages: list[dict[str, Any]], mode: Mode) -> Answer:
+        request = _request(engine, chat_tokenizer, messages, mode, options)
+        completion, answer = _print_stream(engine, chat_tokenizer, request, console)
+        say(_footer(completion, answer))
+        return answer
+
+    def say(text: str) -> None:
+        notes.print(printable(text), style="dim", highlight=False, markup=False)
+
+    conversation = Conversation(ask, say, mode, system)
+    say(f"{model.name}, mode {mode.value}. {CHAT_HELP}")
+    while True:
+        try:
+            line = console.input("[bold]> [/bold]")
+        except (EOFError, KeyboardInterrupt):
+            break
+        if not conversation.enter(line):
+            break

@@ -1,0 +1,120 @@
+"""``ms4``: joins the groups of commands and turns every error that a user can cause into one line and exit code 2.
+
+Exercise it: ``ms4 --help`` and ``pytest tests/ms4_train/cli/test_main.py``.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from ms4_train.cli import config, doctor
+from ms4_train.errors import MS4Error
+from ms4_train.storage import is_disk_full
+
+_EPILOG = """Examples:
+
+ms4 doctor
+
+ms4 train configs/train/quickstart.yaml
+
+ms4 eval configs/eval/quickstart.yaml
+
+Every command takes --help and shows examples."""
+
+app = typer.Typer(
+    name="ms4",
+    help="Fine-tune and evaluate Mistral Small 4.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+# TEMPORARY until every group's file exists
+import importlib  # noqa: E402
+
+
+def _try(name, attr):
+    try:
+        return getattr(importlib.import_module(f"ms4_train.cli.{name}"), attr)
+    except ModuleNotFoundError as e:
+        if e.name != f"ms4_train.cli.{name}":
+            raise
+
+
+for _n in ("model", "data"):
+    if _a := _try(_n, "app"):
+        app.add_typer(_a, name=_n)
+for _c, _n, _f in (
+    ("train", "train", "train"),
+    ("generate", "generate", "generate"),
+    ("chat", "generate", "chat"),
+    ("eval", "evaluate", "evaluate"),
+    ("leaderboard", "evaluate", "leaderboard"),
+):
+    if _a := _try(_n, _f):
+        app.command(_c)(_a)
+app.add_typer(config.app, name="config", help="Check, show and describe run files.")
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"ms4-train {version('ms4-train')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    """Fine-tune and evaluate Mistral Small 4."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit.
+
+    Exit codes: 0 done; 2 an error that the user can mend, printed as one line (``error: ...``) on stderr; 130 interrupted;
+    a traceback means a defect of ours. A reader that went away (``ms4 ... | head``) ends the program without a message.
+
+    Args:
+        arguments: without the program's name; default: those of the process.
+    """
+    try:
+        app(args=arguments, prog_name="ms4")
+        sys.exit(0)
+    except MS4Error as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted.", 130)
+    except BrokenPipeError:
+        _leave_quietly()
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        file = getattr(error, "filename", None)
+        place = f"{file}: " if file else ""
+        _fail(f"{place}the disk is full ({error}). Fix: free space or choose another folder.", 2)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _leave_quietly() -> NoReturn:
+    # Python flushes stdout once more at exit; pointing it at nothing keeps that flush from complaining about the closed pipe.
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""``ms4 train``: run the training program that a file names.
+
+Exercise it: ``ms4 train configs/train/tiny_full.yaml --dry-run``, or ``pytest tests/ms4_train/cli/test_train.py``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = """
+Examples:
+
+  ms4 train configs/train/tiny_full.yaml
+
+  ms4 train configs/train/tiny_lora.yaml training.learning_rate=1e-4 adapter.r=32
+
+  ms4 train run.yaml --dry-run                              # what would be trained, without training
+
+  ms4 train run.yaml training.resume_from_checkpoint=never  # start again
+
+  torchrun --nproc-per-node 8 -m ms4_train.cli train run.yaml parallel.expert_parallel_size=8
+"""
+
+
+def train(
+    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="Run file (recipe: sft).", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, such as training.learning_rate=1e-4.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be trained, and stop.")] = False,
+) -> None:
+    """Fine-tune a model, going on from its last checkpoint where there is one.
+
+    Ctrl-C or SIGTERM finishes the step, saves, and ends with exit code 128 plus the signal's number; the same command goes on.
+    """
+    from ms4_train.config import SftRun, load_run
+    from ms4_train.errors import ConfigError
+
+    config = load_run(file, overrides or [])
+    if not isinstance(config, SftRun):
+        raise ConfigError(f"recipe {config.recipe} does not train.", file=file, key="recipe", fix=f"run `ms4 eval {file}`.")
+    from ms4_recipes import sft
+
+    sft.run(config, dry_run=dry_run)

@@ -1,0 +1,153 @@
+"""One source's way from an outside row to a document: field mapping, defaults, checks, tokens, loss mask.
+
+Exercise it: ``pytest tests/ms4_train/data/test_pipeline.py``.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ms4_train.chat import ChatRow, ChatTokenizer, EncodedRow, read_row, render_system_prompt
+from ms4_train.chat.system_prompt import placeholders
+from ms4_train.config.schema import DataSection, DatasetSource
+from ms4_train.data.rows import OVERLONG, Document, Fault, RawRow
+from ms4_train.errors import DataError, RowError, UntrustedInputError
+from ms4_train.untrusted import read_text
+
+ORACLE_FIRST_ROWS = 16
+ORACLE_EVERY_ROWS = 1000
+MAX_PROMPT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PromptValues:
+    """What the placeholders of a source's system prompt become."""
+
+    name: str
+    today: datetime.date
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one row: checked, and (where a tokenizer is given) encoded; or a fault."""
+
+    row: ChatRow | None = None
+    encoded: EncodedRow | None = None
+    fault: Fault | None = None
+
+
+class RowPipeline:
+    """Checks and encodes the rows of one source.
+
+    Args:
+        source: where the rows come from, with its field names and defaults.
+        section: what carries loss, and how long a row may be.
+        tokenizer: None checks the form of rows only.
+        prompt_values: for the placeholders of the source's system prompt.
+
+    Raises:
+        DataError: the source's system prompt cannot be used.
+    """
+
+    def __init__(
+        self, source: DatasetSource, section: DataSection, tokenizer: ChatTokenizer | None, *, prompt_values: PromptValues | None = None
+    ) -> None:
+        self.source = source
+        self._section = section
+        self._tokenizer = tokenizer
+        self._system_prompt = _load_system_prompt(source, prompt_values)
+        self._encoded_rows = 0
+
+    def process(self, raw: RawRow) -> Outcome:
+        """Check and encode one row. Never raises for a bad row: that is a fault in the outcome."""
+        if isinstance(raw.value, UntrustedInputError):
+            return Outcome(fault=Fault.from_error(raw, raw.value))
+        try:
+            row = read_row(self._mapped(raw.value), default_effort=self.source.reasoning_effort or "none")
+            if self._tokenizer is None:
+                return Outcome(row=row)
+            encoded = self._tokenizer.encode_row(
+                row, train_on_thinking=self._section.train_on_thinking, train_on_turns=self._section.train_on_turns
+            )
+            self._check_with_oracle(row, encoded)
+        except RowError as error:
+            return Outcome(fault=Fault.from_error(raw, error))
+        if len(encoded.token_ids) > self._section.max_length:
+            return Outcome(row=row, encoded=encoded, fault=_overlong_fault(raw, len(encoded.token_ids), self._section.max_length))
+        return Outcome(row=row, encoded=encoded)
+
+    def _mapped(self, value: Any) -> Any:
+        """The row under our field names, with the source's system prompt."""
+        if not isinstance(value, Mapping):
+            return value
+        fields = self.source.fields
+        if fields.messages not in value:
+            columns = ", ".join(ascii(key) for key in list(value)[:12])
+            raise RowError(
+                f"has no field {fields.messages} (it has: {columns or 'none'}).",
+                row_code="no-messages",
+                fix="name the column with the messages in fields.messages of this source.",
+            )
+        messages = value[fields.messages]
+        prompt = value.get(fields.system_prompt) if fields.system_prompt is not None else None
+        if prompt is None and self._system_prompt is not None and not _begins_with_system(messages):
+            prompt = self._system_prompt
+        if prompt is not None and isinstance(messages, list):
+            messages = [{"role": "system", "content": prompt}, *messages]
+        return {"messages": messages, "tools": value.get(fields.tools), "reasoning_effort": value.get(fields.reasoning_effort)}
+
+    def _check_with_oracle(self, row: ChatRow, encoded: EncodedRow) -> None:
+        """Compare our encoding with mistral-common's on a sample of rows.
+
+        A difference is a defect of ours (or an unknown version of mistral-common), never the user's; training on it would be silent damage.
+        """
+        if self._encoded_rows < ORACLE_FIRST_ROWS or self._encoded_rows % ORACLE_EVERY_ROWS == 0:
+            assert self._tokenizer is not None
+            expected = self._tokenizer.encode_with_mistral_common(row)
+            assert encoded.token_ids == expected, "our encoding of a row differs from mistral-common's"
+        self._encoded_rows += 1
+
+
+def to_document(raw: RawRow, encoded: EncodedRow) -> Document:
+    """The compact form of an encoded row."""
+    return Document(raw.row_id, np.array(encoded.token_ids, dtype=np.int32), np.array(encoded.loss_mask, dtype=np.bool_))
+
+
+def _begins_with_system(messages: Any) -> bool:
+    return isinstance(messages, list) and bool(messages) and isinstance(messages[0], Mapping) and messages[0].get("role") == "system"
+
+
+def _overlong_fault(raw: RawRow, length: int, max_length: int) -> Fault:
+    return Fault(
+        raw.source,
+        raw.number,
+        OVERLONG,
+        f"{length:,} tokens, but data.max_length is {max_length:,}.",
+        fix="raise data.max_length, shorten the row, or set data.overlong_rows: skip.",
+    )
+
+
+def _load_system_prompt(source: DatasetSource, values: PromptValues | None) -> str | None:
+    text = source.system_prompt
+    if text is None:
+        return None
+    looks_like_file = "\n" not in text and len(text) < 1024 and text.endswith((".txt", ".md"))
+    if looks_like_file:
+        text = read_text(Path(text), max_bytes=MAX_PROMPT_BYTES).strip("\n")
+    found = placeholders(text)
+    if not found:
+        return text
+    if values is None:
+        names = ", ".join(f"{{{name}}}" for name in sorted(found))
+        raise DataError(
+            f"the system prompt of {source.path} has placeholders ({names}), and a training run has no value for them.",
+            key="system_prompt",
+            fix="write the name and the dates out, so that the run can be repeated on another day.",
+        )
+    return render_system_prompt(text, name=values.name, today=values.today)

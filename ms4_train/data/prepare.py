@@ -1,0 +1,198 @@
+"""Reads, checks and encodes all rows of a run once, before its first step.
+
+Rows of sources that do not stream are kept in memory as five bytes per token, so a bad row or an empty loss mask is found before
+training and never in the middle of it. Of a streaming source the first rows are looked at.
+
+Legend of shape suffixes: t = tokens of all documents of a source, one behind the other; n = documents.
+Exercise it: ``pytest tests/ms4_train/data/test_prepare.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ms4_train.chat import ChatTokenizer
+from ms4_train.config.schema import DataSection, DatasetSource
+from ms4_train.data.pipeline import PromptValues, RowPipeline, to_document
+from ms4_train.data.rows import Document
+from ms4_train.data.sources import iter_rows
+from ms4_train.data.split import is_held_out
+from ms4_train.data.survey import SourceCounts, Survey
+
+STREAM_SAMPLE_ROWS = 1000
+"""Rows of a streaming source that are looked at before a run."""
+
+PROGRESS_EVERY = 1000
+
+Progress = Callable[[str, int], None]
+"""Called with a source's path and the rows read of it so far."""
+
+
+class DocumentStore:
+    """Encoded documents of one source in flat arrays."""
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        self._row_ids = [document.row_id for document in documents]
+        lengths = np.array([len(document) for document in documents], dtype=np.int64)
+        self._start_n: NDArray[np.int64] = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+        empty_t = np.zeros(0, dtype=np.int32)
+        self._token_ids_t: NDArray[np.int32] = np.concatenate([empty_t, *(document.token_ids_t for document in documents)])
+        self._loss_mask_t = np.concatenate([empty_t.astype(np.bool_), *(document.loss_mask_t for document in documents)])
+
+    def __len__(self) -> int:
+        return len(self._row_ids)
+
+    def document(self, index: int, *, source: int = 0) -> Document:
+        """The ``index``-th document of the ``source``-th store."""
+        start, stop = int(self._start_n[index]), int(self._start_n[index + 1])
+        return Document(self._row_ids[index], self._token_ids_t[start:stop], self._loss_mask_t[start:stop], (source, index))
+
+    def length(self, index: int) -> int:
+        """Tokens of the ``index``-th document."""
+        return int(self._start_n[index + 1] - self._start_n[index])
+
+    def update_digest(self, digest: hashlib.blake2b) -> None:
+        """Add all tokens, masks and boundaries to a fingerprint."""
+        for array in (self._start_n, self._token_ids_t, self._loss_mask_t):
+            digest.update(np.ascontiguousarray(array).tobytes())
+
+
+@dataclass
+class PreparedData:
+    """A run's rows, and what they come to."""
+
+    section: DataSection
+    survey: Survey
+    train: list[DocumentStore]
+    """One per training source; empty stores where ``is_streaming``."""
+    validation: list[DocumentStore]
+    is_streaming: bool
+    """Whether training rows are read during the run."""
+    prompt_values: PromptValues | None = None
+
+    def fingerprint(self) -> str:
+        """Identity of the training rows and of everything that decides their order, for resuming."""
+        section = self.section
+        settings: list[object] = [section.max_length, section.packing, section.shuffle, [source.weight for source in section.train]]
+        if self.is_streaming:
+            # Rows of a stream cannot be hashed beforehand; those in memory can, wherever their file lies now.
+            settings += [source.model_dump_json() for source in section.train]
+        digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
+        for store in self.train:
+            store.update_digest(digest)
+        return digest.hexdigest()
+
+    def require_usable(self) -> None:
+        """Refuse bad rows that may not be skipped, and data without anything to train.
+
+        Raises:
+            DataError: with the first faults by file, line and code.
+        """
+        self.survey.require_valid(invalid_rows=self.section.invalid_rows, overlong_rows=self.section.overlong_rows)
+        self.survey.require_trainable()
+
+
+def prepare(
+    section: DataSection, tokenizer: ChatTokenizer, *, prompt_values: PromptValues | None = None, progress: Progress | None = None
+) -> PreparedData:
+    """Read every training and validation source.
+
+    Bad rows are recorded in the survey, not raised; ``PreparedData.require_usable`` decides about them.
+
+    Raises:
+        DataError: a source cannot be read.
+        UntrustedInputError: a local file cannot be read.
+    """
+    survey = Survey()
+    is_streaming = any(source.streaming for source in section.train)
+    fraction = 0.0 if section.validation else section.validation_fraction
+    train: list[DocumentStore] = []
+    validation: list[DocumentStore] = []
+    for source in section.train:
+        counts = SourceCounts(source.path, source.weight, is_sample=is_streaming)
+        survey.sources.append(counts)
+        pipeline = RowPipeline(source, section, tokenizer, prompt_values=prompt_values)
+        kept, held_out = _read_source(pipeline, counts, survey, fraction, STREAM_SAMPLE_ROWS if is_streaming else None, progress)
+        train.append(DocumentStore([] if is_streaming else kept))
+        validation.append(DocumentStore(held_out))
+    for source in section.validation:
+        counts = SourceCounts(source.path, source.weight, is_sample=source.streaming)
+        survey.validation.append(counts)
+        pipeline = RowPipeline(source, section, tokenizer, prompt_values=prompt_values)
+        kept, _ = _read_source(pipeline, counts, survey, 0.0, STREAM_SAMPLE_ROWS if source.streaming else None, progress)
+        validation.append(DocumentStore(kept))
+    return PreparedData(section, survey, train, [store for store in validation if len(store)], is_streaming, prompt_values)
+
+
+def _read_source(
+    pipeline: RowPipeline, counts: SourceCounts, survey: Survey, fraction: float, limit: int | None, progress: Progress | None
+) -> tuple[list[Document], list[Document]]:
+    """Returns the documents to train on and those held out."""
+    kept: list[Document] = []
+    held_out: list[Document] = []
+    for raw in itertools.islice(iter_rows(pipeline.source), limit):
+        counts.rows_read += 1
+        if progress is not None and counts.rows_read % PROGRESS_EVERY == 0:
+            progress(counts.path, counts.rows_read)
+        outcome = pipeline.process(raw)
+        if outcome.encoded is not None:
+            counts.longest = max(counts.longest, len(outcome.encoded.token_ids))
+        if outcome.fault is not None:
+            survey.add_fault(counts, outcome.fault)
+            continue
+        assert outcome.row is not None
+        assert outcome.encoded is not None
+        counts.add_row(outcome.row)
+        document = to_document(raw, outcome.encoded)
+        if is_held_out(outcome.row, fraction):
+            counts.rows_held_out += 1
+            held_out.append(document)
+            continue
+        counts.rows_kept += 1
+        counts.tokens += len(document)
+        counts.trained_tokens += document.num_trained
+        kept.append(document)
+    return kept, held_out
+
+
+def survey(section: DataSection, tokenizer: ChatTokenizer, *, progress: Progress | None = None) -> Survey:
+    """What the rows of a run come to (see ``prepare``).
+
+    Raises:
+        DataError: a source cannot be read.
+        UntrustedInputError: a local file cannot be read.
+    """
+    return prepare(section, tokenizer, progress=progress).survey
+
+
+def check_rows(source: DatasetSource, section: DataSection, tokenizer: ChatTokenizer | None) -> Survey:
+    """Check one source's rows, without keeping them; without a tokenizer, their form only.
+
+    Raises:
+        DataError: the source cannot be read.
+        UntrustedInputError: a local file cannot be read.
+    """
+    result = Survey()
+    counts = SourceCounts(source.path, source.weight)
+    result.sources.append(counts)
+    pipeline = RowPipeline(source, section, tokenizer)
+    for raw in iter_rows(source):
+        counts.rows_read += 1
+        outcome = pipeline.process(raw)
+        if outcome.fault is not None:
+            result.add_fault(counts, outcome.fault)
+            continue
+        counts.rows_kept += 1
+        if outcome.row is not None:
+            counts.add_row(outcome.row)
+        if outcome.encoded is not None:
+            counts.longest = max(counts.longest, len(outcome.encoded.token_ids))
+            counts.tokens += len(outcome.encoded.token_ids)
+            counts.trained_tokens += sum(outcome.encoded.loss_mask[1:])
+    return result

@@ -1,0 +1,122 @@
+"""The text network: embedding, layers, final norm, head. Parameter names equal transformers' ``Mistral4ForCausalLM``.
+
+Exercise it: ``pytest tests/ms4_train/model/test_network.py``; parity with transformers: ``test_network_parity.py`` beside it.
+
+Shape suffixes: t tokens of all sequences on one axis, d hidden, v vocabulary, e experts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ms4_kernels.moe.interface import Backend
+from ms4_train.model.attention import Mistral4Attention
+from ms4_train.model.cache import LatentCache
+from ms4_train.model.config import TextConfig
+from ms4_train.model.layout import SequenceLayout
+from ms4_train.model.moe import Mistral4MoE
+from ms4_train.model.norm import RMSNorm
+from ms4_train.model.plan import AttentionPlan
+from ms4_train.model.rope import RotaryTable
+
+
+class Mistral4DecoderLayer(nn.Module):
+    """Attention and mixture of experts, each behind a norm and beside a residual."""
+
+    def __init__(self, config: TextConfig, layer: int, backend: Backend) -> None:
+        super().__init__()
+        self.self_attn = Mistral4Attention(config, layer)
+        self.mlp = Mistral4MoE(config, backend)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, hidden_td: Tensor, plan: AttentionPlan, cache: LatentCache | None) -> Tensor:
+        """Return the residual stream after this layer."""
+        hidden_td = hidden_td + self.self_attn(self.input_layernorm(hidden_td), plan, cache)
+        return hidden_td + self.mlp(self.post_attention_layernorm(hidden_td))
+
+
+class Mistral4Model(nn.Module):
+    """From embeddings to the final norm. Takes embeddings, not ids, so that a caller may put others in the place of some tokens."""
+
+    def __init__(self, config: TextConfig, backend: Backend) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Mistral4DecoderLayer(config, layer, backend) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self._rotary = RotaryTable(config)
+
+    def forward(self, embedding_td: Tensor, layout: SequenceLayout, cache: LatentCache | None = None) -> Tensor:
+        """Return the hidden states after the final norm, [T, d]."""
+        if layout.num_tokens != embedding_td.shape[0]:
+            raise ValueError(f"layout of {layout.num_tokens} tokens for {embedding_td.shape[0]} embeddings")
+        plan = AttentionPlan.build(layout, self.config, self._rotary, embedding_td.device)
+        recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        hidden_td = embedding_td
+        for layer in self.layers:
+            hidden_td = checkpoint(layer, hidden_td, plan, cache, use_reentrant=False) if recompute else layer(hidden_td, plan, cache)
+        return self.norm(hidden_td)
+
+
+class Mistral4ForCausalLM(nn.Module):
+    """The text network with its head. A new one holds uninitialised weights: load them, or call :func:`init_weights`."""
+
+    def __init__(self, config: TextConfig, *, experts_backend: Backend = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.model = Mistral4Model(config, experts_backend)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether training recomputes each layer in the backward pass instead of keeping its activations."""
+        return self.model.gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enabled: bool) -> None:
+        self.model.gradient_checkpointing = enabled
+
+    def forward(self, input_ids_t: Tensor, layout: SequenceLayout, cache: LatentCache | None = None) -> Tensor:
+        """Run all layers.
+
+        Args:
+            input_ids_t: int64 [T], the tokens of all sequences in a row, without padding.
+            layout: where the sequences begin and end; positions follow from it.
+            cache: receives the new tokens' latents. Required when a sequence of the layout continues earlier tokens.
+
+        Returns:
+            [T, d] after the final norm; :meth:`logits` of the wanted ones is a separate step, because all of them rarely fit.
+        """
+        return self.model(self.model.embed_tokens(input_ids_t), layout, cache)
+
+    def logits(self, hidden_td: Tensor) -> Tensor:
+        """Return next-token logits, fp32 (fp64 in an fp64 model) [T, V], of hidden states from :meth:`forward`."""
+        logits_tv = self.lm_head(hidden_td)
+        return logits_tv.to(torch.promote_types(logits_tv.dtype, torch.float32))
+
+    def expert_counts(self) -> list[Tensor]:
+        """Return, per layer, the tokens that the last forward pass sent to each expert, int64 [E]; of this rank's tokens only."""
+        counts = [layer.mlp.expert_counts_e for layer in self.model.layers]  # type: ignore[union-attr]
+        if any(counts_e is None for counts_e in counts):
+            raise RuntimeError("no forward pass has run yet")
+        return counts  # type: ignore[return-value]
+
+    def prepare_decode(self) -> None:
+        """Compute once what every absorbed decode step needs. The matrices do not follow later weight changes; training mode drops them."""
+        for layer in self.model.layers:
+            layer.self_attn.prepare_decode()  # type: ignore[operator,union-attr]
+
+    def release_decode(self) -> None:
+        """Drop what :meth:`prepare_decode` made."""
+        for layer in self.model.layers:
+            layer.self_attn.release_decode()  # type: ignore[operator,union-attr]
+
+    def train(self, mode: bool = True) -> Mistral4ForCausalLM:
+        """Switch between training and evaluation; training changes weights, so it drops the decode matrices."""
+        if mode:
+            self.release_decode()
+        return super().train(mode)

@@ -1,0 +1,115 @@
+"""What a run is about to do, said before its first step: what is trained, on how much, for how long.
+
+A run that would train nothing is refused here, by ``ms4_train.adapters`` (a target without a match) and by ``ms4_train.data`` (no loss).
+
+Exercise it: ``pytest tests/ms4_train/training/test_announce.py``, or ``ms4 train FILE.yaml --dry-run``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ms4_train.adapters import AttachReport
+from ms4_train.config.schema import TrainingSection
+from ms4_train.data import Survey
+from ms4_train.errors import TrainingError
+from ms4_train.model import Mistral4ForCausalLM
+
+_NUMBER = re.compile(r"\.\d+(?=\.)")
+
+
+@dataclass(frozen=True)
+class TrainedGroup:
+    """Parameters of one kind over all layers."""
+
+    name: str
+    tensors: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class TrainedParameters:
+    """What the optimizer will move, over all ranks."""
+
+    groups: tuple[TrainedGroup, ...]
+    trainable: int
+    total: int
+
+    @classmethod
+    def of_model(cls, model: Mistral4ForCausalLM) -> TrainedParameters:
+        """Count parameters, layers of one kind together. A stack of this rank's experts counts with all experts.
+
+        Raises:
+            TrainingError: no parameter is trained.
+        """
+        groups: dict[str, list[int]] = {}
+        total = 0
+        for name, parameter in model.named_parameters():
+            size = parameter.numel()
+            if parameter.ndim == 3:
+                size = size // parameter.shape[0] * model.config.n_routed_experts
+            total += size
+            if parameter.requires_grad:
+                groups.setdefault(_NUMBER.sub(".*", name), []).append(size)
+        if not groups:
+            raise TrainingError(
+                "no parameter of the model is trained.", key="adapter", fix="name at least one target, or train the full model."
+            )
+        rows = tuple(TrainedGroup(name, len(sizes), sum(sizes)) for name, sizes in groups.items())
+        return cls(rows, sum(row.parameters for row in rows), total)
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long a run is. ``rows_per_epoch`` is None where a streaming source does not say; ``epoch_steps`` means nothing then."""
+
+    total_steps: int
+    first_step: int
+    epoch_steps: int
+    rows_per_step: int
+    rows_per_epoch: int | None
+    max_length: int
+
+
+def announcement(
+    trained: TrainedParameters, attached: AttachReport | None, survey: Survey, length: RunLength, training: TrainingSection
+) -> Iterator[str]:
+    """The lines to print, without markup."""
+    yield "trained parameters:"
+    if attached is None:
+        yield from _table((row.name, _count(row.tensors, "tensor"), f"{row.parameters:,}") for row in trained.groups)
+    else:
+        yield from _table((row.target, _count(row.modules, "module"), f"{row.parameters:,}") for row in attached.rows)
+    yield f"  {trained.trainable:,} of {trained.total:,} parameters ({trained.trainable / trained.total:.3%})"
+    yield "data:"
+    yield from (f"  {line}" for line in survey.lines())
+    yield "steps:"
+    yield f"  {_steps(length)}"
+    tokens = length.rows_per_step * length.max_length
+    yield f"  {_count(length.rows_per_step, 'packed row')} per step, at most {tokens:,} tokens"
+    yield f"  learning rate {training.learning_rate:g}, {training.lr_scheduler_type}"
+
+
+def _steps(length: RunLength) -> str:
+    left = length.total_steps - length.first_step
+    text = f"{length.total_steps:,} steps"
+    if length.first_step:
+        text = f"{left:,} of {text}, resumed after step {length.first_step:,}"
+    if length.rows_per_epoch:
+        epochs = length.total_steps * length.rows_per_step / length.rows_per_epoch
+        text += f"; {_count(length.rows_per_epoch, 'packed row')} per epoch, {epochs:.2f} epochs in all"
+    return text
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _table(rows: Iterable[tuple[str, str, str]]) -> Iterator[str]:
+    """Indented columns: text left, numbers right."""
+    cells = list(rows)
+    widths = [max(len(row[column]) for row in cells) for column in range(3)]
+    for name, count, parameters in cells:
+        yield f"  {name:<{widths[0]}}  {count:>{widths[1]}}  {parameters:>{widths[2]}} parameters"

@@ -1,0 +1,167 @@
+"""What a step costs and how it went: floating-point operations, tokens per second, model FLOPs utilisation, router load.
+
+Operations are counted from the parameters themselves, so adapters and frozen parts are counted as what they are. Exercise it:
+``pytest tests/ms4_train/training/test_metrics.py``.
+
+Not counted, as is customary: norms, activations, softmax, the optimizer, and what gradient checkpointing computes again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ms4_train.model import Mistral4ForCausalLM
+
+FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 2, 2, 2
+"""Operations per weight and token of each of the three matrix products of a linear layer."""
+
+# Dense bf16 FLOP/s without sparsity, from the vendors' data sheets; matched as part of the device's name, first match wins.
+_PEAK_FLOPS = {
+    "GB300": 2.5e15,
+    "GB200": 2.5e15,
+    "B300": 2.25e15,
+    "B200": 2.25e15,
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "GH200": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+@dataclass(frozen=True)
+class FlopCounter:
+    """Operations of training steps of one model.
+
+    Args:
+        per_token: operations of the layers for each token, attention scores aside.
+        per_trained_token: operations of the head for each token with a target.
+        per_attention_pair: operations for each pair of a query and a key it sees, over all layers and heads.
+    """
+
+    per_token: float
+    per_trained_token: float
+    per_attention_pair: float
+
+    @classmethod
+    def of_model(cls, model: Mistral4ForCausalLM) -> FlopCounter:
+        """Count a model that is frozen and adapted as it will be trained, before it is sharded.
+
+        Frozen weights cost a forward product and the gradient of their input; trained ones also the gradient of the weight. A
+        stacked expert parameter [E, ...] counts with the share k / E of its experts that a token visits.
+        """
+        config = model.config
+        per_token = per_trained = 0.0
+        for name, parameter in model.named_parameters():
+            if parameter.ndim < 2 or "embed_tokens" in name:
+                continue
+            active = parameter.numel()
+            if parameter.ndim == 3:
+                active = active * config.num_experts_per_tok / parameter.shape[0]
+            cost = active * (FORWARD + INPUT_GRADIENT + (WEIGHT_GRADIENT if parameter.requires_grad else 0))
+            if name.startswith("lm_head"):
+                per_trained += cost
+            else:
+                per_token += cost
+        head_dims = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
+        # Scores and values: a product each forward, two each backward (both factors need gradients).
+        per_pair = 3 * FORWARD * config.num_attention_heads * head_dims * config.num_hidden_layers
+        return cls(per_token, per_trained, float(per_pair))
+
+    def count(self, *, tokens: int, trained_tokens: int, lengths: Iterable[int]) -> float:
+        """Operations of one step over packed documents of these lengths; attention is causal inside each document."""
+        pairs = sum(length * (length + 1) // 2 for length in lengths)
+        return self.per_token * tokens + self.per_trained_token * trained_tokens + self.per_attention_pair * pairs
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Peak FLOP/s of one device: a table for GPUs, one measured matrix product on a CPU; None for a GPU that is not in the table."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        return next((flops for known, flops in _PEAK_FLOPS.items() if known in name), None)
+    size = 768
+    factor = torch.ones(size, size, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        torch.mm(factor, factor)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+@dataclass(frozen=True)
+class RouterLoad:
+    """How evenly a step's tokens were spread over the experts.
+
+    Args:
+        max_over_mean: the fullest expert's tokens over the mean, averaged over layers; 1 is even.
+        dead_experts: experts, over all layers, that no token visited in this step.
+    """
+
+    max_over_mean: float
+    dead_experts: int
+
+
+def router_load(counts_le: Tensor) -> RouterLoad:
+    """Router load from the tokens of each expert, [layers, experts], summed over micro batches and ranks."""
+    counts = counts_le.to(torch.float64)
+    mean_l = counts.mean(dim=1).clamp(min=1e-9)
+    return RouterLoad(float((counts.max(dim=1).values / mean_l).mean()), int((counts_le == 0).sum()))
+
+
+class ExpertCounter:
+    """Adds up the tokens of each expert over the micro batches of a step."""
+
+    def __init__(self) -> None:
+        self._counts_le: Tensor | None = None
+
+    def add(self, counts: Sequence[Tensor]) -> None:
+        """Add ``model.expert_counts()`` of one forward pass."""
+        stacked = torch.stack(list(counts))
+        self._counts_le = stacked if self._counts_le is None else self._counts_le + stacked
+
+    def take(self) -> Tensor | None:
+        """[layers, experts] of this step on this rank, and start again; None before any forward pass."""
+        counts, self._counts_le = self._counts_le, None
+        return counts
+
+
+class Speedometer:
+    """Tokens per second and utilisation between two readings."""
+
+    def __init__(self, peak: float | None) -> None:
+        self._peak = peak
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was added and start the clock; call it after work that is not training (evaluation, saving)."""
+        self._started = time.perf_counter()
+        self._tokens = 0
+        self._flops = 0.0
+
+    def add(self, tokens: int, flops: float) -> None:
+        """Count a finished step: tokens of all ranks, operations of this rank."""
+        self._tokens += tokens
+        self._flops += flops
+
+    def read(self) -> dict[str, float]:
+        """``tokens_per_second`` and, where the peak is known, ``mfu`` since the last reading; starts again."""
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        metrics = {"tokens_per_second": self._tokens / seconds}
+        if self._peak:
+            metrics["mfu"] = self._flops / seconds / self._peak
+        self.reset()
+        return metrics

@@ -1,0 +1,374 @@
+"""Supervised fine-tuning: rows and a model in, a tuned model or a LoRA adapter out. ``ms4 train FILE.yaml`` runs it for ``recipe: sft``.
+
+One process trains on a plain device; under torchrun the same lines train on DeepSpeed with expert parallelism.
+Exercise it: ``ms4 train configs/train/tiny_full.yaml``, or ``pytest tests/recipes/ms4_recipes/test_sft.py``.
+
+What lies in ``output_dir`` afterwards: ``checkpoints/`` (run state), ``metrics.jsonl``, and ``model/`` (a Hugging Face folder with its
+tokenizer) or ``adapter/`` (PEFT files).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from ms4_train.adapters import AttachReport, adapter_tensors, attach, attach_report, load_adapter, save_adapter
+from ms4_train.chat import ChatTokenizer
+from ms4_train.checkpoint import (
+    FolderLock,
+    SavedRun,
+    check_same_run,
+    checkpoint_bytes,
+    find_saved_run,
+    run_identity,
+    save_run_state,
+    seed_everything,
+)
+from ms4_train.config.schema import AdapterSection, SftRun
+from ms4_train.data import PackedBatch, Survey, TrainLoader, build_eval_batches, build_loader, prepare
+from ms4_train.errors import AdapterError, ConfigError
+from ms4_train.model import Mistral4ForCausalLM
+from ms4_train.parallel import Mesh, TrainEngine, init_mesh, make_engine, shard_experts
+from ms4_train.storage import require_free_bytes
+from ms4_train.tracking import Trackers, make_trackers
+from ms4_train.training import (
+    FlopCounter,
+    RunLength,
+    Speedometer,
+    StopSignals,
+    TrainedParameters,
+    TrainingRun,
+    announcement,
+    peak_flops,
+    steps_per_epoch,
+    total_steps,
+    train,
+)
+from ms4_train.untrusted import read_bytes
+from ms4_train.weights import base_fingerprint, load_model, read_config, save_model
+
+_LOG = logging.getLogger(__name__)
+MAX_TOKENIZER_BYTES = 64 << 20
+
+
+def run(config: SftRun, *, dry_run: bool = False) -> Path:
+    """Train as ``config`` says, going on from run state in ``output_dir`` where there is some.
+
+    Args:
+        config: the whole run.
+        dry_run: say what would be trained, check everything that can be checked, and stop before the first step.
+
+    Returns:
+        The folder of the tuned model or adapter; ``output_dir`` for a dry run.
+
+    Raises:
+        MS4Error: whatever is wrong with the files, the configuration or the machine.
+        TrainingInterruptedError: a signal ended the run; its run state is saved.
+    """
+    mesh = init_mesh(config.parallel)
+    lock = FolderLock(Path(config.output_dir)) if mesh.is_main and not dry_run else None
+    try:
+        make_deterministic(config.seed)
+        plan = prepare_run(config, mesh, look_for_state=not dry_run)
+        announce_run(plan)
+        if dry_run:
+            return Path(config.output_dir)
+        engine = train_run(plan)
+        return export(plan, engine)
+    finally:
+        mesh.close()
+        if lock is not None:
+            lock.release()
+
+
+@dataclass
+class Plan:
+    """Everything that is known before the first step."""
+
+    config: SftRun
+    mesh: Mesh
+    tokenizer: ChatTokenizer
+    survey: Survey
+    loader: TrainLoader
+    eval_batches: list[PackedBatch]
+    base_fingerprint: str
+    model: Mistral4ForCausalLM
+    adapter: AdapterSection | None
+    attached: AttachReport | None
+    trained: TrainedParameters
+    flops: FlopCounter
+    identity: dict[str, Any]
+    saved: SavedRun | None
+    length: RunLength
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the run state."""
+        return Path(self.config.output_dir) / "checkpoints"
+
+    @property
+    def state_bytes(self) -> int:
+        """Disk space of one checkpoint."""
+        return checkpoint_bytes(self.trained.trainable)
+
+
+def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
+    """Read the rows, the model and the last run state. Rows come first: a bad one should be found before a large model is read."""
+    training = config.training
+    tokenizer = ChatTokenizer.from_file(config.model.tokenizer or Path(config.model.path) / "tekken.json")
+    prepared = prepare(config.data, tokenizer)
+    prepared.require_usable()
+    tokenizer.check_model(read_config(config.model.path).vocab_size)
+    place: dict[str, Any] = {"rank": mesh.rank, "world_size": mesh.world_size, "prepared": prepared}
+    loader = build_loader(config.data, tokenizer, batch_size=training.per_device_train_batch_size, seed=config.seed, **place)
+    eval_batches: list[PackedBatch] = []
+    if training.eval_strategy != "no":
+        eval_batches = build_eval_batches(
+            config.data, tokenizer, batch_size=training.per_device_eval_batch_size, max_rows=training.eval_max_rows, **place
+        )
+
+    base = base_fingerprint(config.model.path)
+    model, adapter, attached = prepare_model(config, mesh, base)
+
+    identity = run_identity(config, base_fingerprint=base, tokenizer_sha256=file_sha256(tokenizer.path))
+    saved = None
+    if look_for_state:
+        saved = find_saved_run(Path(config.output_dir) / "checkpoints", training.resume_from_checkpoint, mesh)
+    if saved:
+        for change in check_same_run(saved.state["identity"], identity, folder=saved.folder):
+            _LOG.warning("the resumed run changes %s.", change)
+    return Plan(
+        config=config,
+        mesh=mesh,
+        tokenizer=tokenizer,
+        survey=prepared.survey,
+        loader=loader,
+        eval_batches=eval_batches,
+        base_fingerprint=base,
+        model=model,
+        adapter=adapter,
+        attached=attached,
+        trained=TrainedParameters.of_model(model),
+        flops=FlopCounter.of_model(model),
+        identity=identity,
+        saved=saved,
+        length=run_length(config, loader, mesh, first_step=saved.step if saved else 0),
+    )
+
+
+def announce_run(plan: Plan) -> None:
+    """Say what will happen, and refuse what cannot go well.
+
+    Raises:
+        ConfigError: validation is asked for without validation rows.
+        StorageError: two checkpoints would not fit on the disk.
+    """
+    console, training = Console(soft_wrap=True, highlight=False, quiet=not plan.mesh.is_main), plan.config.training
+    for line in announcement(plan.trained, plan.attached, plan.survey, plan.length, training):
+        console.print(line, markup=False)
+    if training.eval_strategy != "no" and not plan.eval_batches:
+        raise ConfigError(
+            f"is {training.eval_strategy}, but there are no validation rows.",
+            key="training.eval_strategy",
+            fix="set data.validation or data.validation_fraction.",
+        )
+    if training.save_strategy != "no" and plan.mesh.is_main:
+        require_free_bytes(plan.checkpoints, 2 * plan.state_bytes)  # a new one is written before the old one goes
+
+
+def train_run(plan: Plan) -> TrainEngine:
+    """The engine, the saved state, the trackers, and the loop."""
+    config, mesh, saved, length = plan.config, plan.mesh, plan.saved, plan.length
+    training, seed = config.training, config.seed
+    shard_experts(plan.model, mesh)
+    engine = make_engine(plan.model, mesh, training=training, parallel=config.parallel)
+    peak = config.tracking.peak_flops or peak_flops(mesh.device, next(plan.model.parameters()).dtype)
+    trackers = Trackers()
+    if mesh.is_main:
+        trackers = make_trackers(
+            config.tracking,
+            Path(config.output_dir),
+            config.model_dump(mode="json"),
+            total_steps=length.total_steps,
+            step=length.first_step,
+            resumed=saved.state["tracking"] if saved else None,
+        )
+
+    def save(step: int) -> Path:
+        state = {"identity": plan.identity, "loader": plan.loader.state_dict(), "tracking": trackers.state()}
+        return save_run_state(
+            plan.checkpoints, engine, step=step, state=state, expected_bytes=plan.state_bytes, keep=training.save_total_limit
+        )
+
+    try:
+        # The last thing before the loop, so that nothing draws random numbers in between.
+        if saved is None:
+            seed_everything(seed, mesh.rank)
+        else:
+            plan.loader.load_state_dict(saved.state["loader"])
+            saved.restore(engine, seed=seed)
+        with StopSignals() as stop:
+            results = train(
+                TrainingRun(
+                    section=training,
+                    engine=engine,
+                    model=plan.model,
+                    loader=plan.loader,
+                    eval_batches=plan.eval_batches,
+                    tracker=trackers,
+                    total_steps=length.total_steps,
+                    epoch_steps=length.epoch_steps,
+                    flops=plan.flops,
+                    speed=Speedometer(peak),
+                    save=None if training.save_strategy == "no" else save,
+                ),
+                stop,
+                first_step=length.first_step,
+            )
+        trackers.summary(results)
+    finally:
+        trackers.close()
+    return engine
+
+
+def export(plan: Plan, engine: TrainEngine) -> Path:
+    """Write the tuned model or adapter. Collective: every rank gathers, the main one writes."""
+    config, output_dir, is_main = plan.config, Path(plan.config.output_dir), plan.mesh.is_main
+    if plan.adapter is None:
+        folder = output_dir / "model"
+        pairs = engine.full_parameters([name for name, _ in plan.model.named_parameters()])
+        if is_main:
+            save_model(pairs, folder, config=plan.model.config, tokenizer_file=plan.tokenizer.path)
+        else:
+            _walk_through(pairs)
+    else:
+        folder = output_dir / "adapter"
+        tensors = {name: tensor.cpu() for name, tensor in engine.full_parameters(list(adapter_tensors(plan.model)))}
+        if is_main:
+            save_adapter(
+                tensors,
+                folder,
+                section=plan.adapter,
+                config=plan.model.config,
+                base_path=config.model.path,
+                base_fingerprint=plan.base_fingerprint,
+            )
+    Console(soft_wrap=True, highlight=False, quiet=not is_main).print(f"written: {folder}", markup=False)
+    return folder
+
+
+def _walk_through(pairs: Iterator[tuple[str, Tensor]]) -> None:
+    """Take part in gathering without keeping anything."""
+    for _ in pairs:
+        pass
+
+
+def make_deterministic(seed: int) -> None:
+    """Seed everything, and let the same run on the same machine give the same bits.
+
+    Not covered: another number of threads, another machine, another version of torch.
+    """
+    seed_everything(seed, rank=0)  # alike on all ranks, so that they initialise adapters alike
+    if not torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # it guards against a defect we test for
+
+
+def prepare_model(config: SftRun, mesh: Mesh, base: str) -> tuple[Mistral4ForCausalLM, AdapterSection | None, AttachReport | None]:
+    """The model on this rank's device with what will be trained unfrozen, and its adapter if it has one.
+
+    With expert parallelism only this rank's experts are read.
+
+    Raises:
+        WeightsError: the model's files.
+        AdapterError: a target that matches nothing, or an adapter of another model.
+        ConfigError: a router that would be trained and then lost.
+    """
+    section, adapter, train_router = config.model, config.adapter, config.training.train_router
+    if section.adapter is not None:
+        raise ConfigError(
+            "training on top of another adapter is not possible.",
+            key="model.adapter",
+            fix="go on training it with adapter.init_from, or merge it first (`ms4 model merge`).",
+        )
+    if adapter is not None and train_router:
+        raise ConfigError(
+            "an adapter file cannot hold a fully trained router.", key="training.train_router", fix="leave it out, or train the full model."
+        )
+    expert_range = None
+    if mesh.expert_parallel_size > 1:
+        expert_range = mesh.expert_range(read_config(section.path).n_routed_experts)
+    model = load_model(
+        section.path,
+        dtype=getattr(torch, section.dtype),
+        softmax_scale=section.softmax_scale,
+        experts_backend=section.experts_backend,
+        expert_range=expert_range,
+    )
+    attached = None
+    if adapter is not None and adapter.init_from is not None:
+        adapter = go_on_with_adapter(model, adapter, base)
+        attached = attach_report(model, adapter)
+    elif adapter is not None:
+        attached = attach(model, adapter)
+    elif train_router is False:
+        for name, parameter in model.named_parameters():
+            if name.endswith("mlp.gate.weight"):
+                parameter.requires_grad_(False)
+    model.gradient_checkpointing = config.training.gradient_checkpointing
+    return model.to(mesh.device), adapter, attached
+
+
+def go_on_with_adapter(model: Mistral4ForCausalLM, section: AdapterSection, base: str) -> AdapterSection:
+    """Load the adapter that is to be trained further; its file decides rank and targets.
+
+    Raises:
+        AdapterError: it belongs to another model, or the configuration asks for something else than the file holds.
+    """
+    assert section.init_from is not None
+    stored = load_adapter(model, section.init_from, trainable=True, base_fingerprint=base)
+    for key in section.model_fields_set - {"init_from"}:
+        asked, found = getattr(section, key), getattr(stored, key)
+        if (sorted(asked) if isinstance(asked, list) else asked) != (sorted(found) if isinstance(found, list) else found):
+            raise AdapterError(
+                f"is {asked!r}, but the adapter to go on with has {found!r}.",
+                file=section.init_from,
+                key=f"adapter.{key}",
+                fix="remove the key.",
+            )
+    return stored
+
+
+def run_length(config: SftRun, loader: TrainLoader, mesh: Mesh, *, first_step: int) -> RunLength:
+    """How many steps the run has.
+
+    Raises:
+        ConfigError: the rows stream, so that nobody knows how long an epoch is, and a key needs to know.
+    """
+    training = config.training
+    rows_per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps * mesh.world_size
+    rows = loader.rows_per_epoch
+    if rows is None:
+        needing = {"max_steps": -1, "eval_strategy": "epoch", "save_strategy": "epoch"}
+        for key, value in needing.items():
+            if getattr(training, key) == value:
+                raise ConfigError(
+                    f"is {value}, but a streaming source does not say how long an epoch is.",
+                    key=f"training.{key}",
+                    fix="set max_steps, and steps as the strategies.",
+                )
+    epoch_steps = steps_per_epoch(rows or rows_per_step, rows_per_step)
+    return RunLength(total_steps(training, epoch_steps), first_step, epoch_steps, rows_per_step, rows, config.data.max_length)
+
+
+def file_sha256(path: Path) -> str:
+    """Identity of a tokenizer file, by content."""
+    return hashlib.sha256(read_bytes(path, max_bytes=MAX_TOKENIZER_BYTES)).hexdigest()

@@ -1,0 +1,78 @@
+"""What may change between a checkpoint and its resume, and what may not."""
+
+import pytest
+
+from ms4_train.checkpoint.identity import FREE_TRAINING_KEYS, check_same_run, differing_keys, run_identity
+from ms4_train.config.schema import SftRun, TrainingSection
+from ms4_train.errors import CheckpointError
+
+BASE = {
+    "recipe": "sft",
+    "output_dir": "out",
+    "seed": 3,
+    "model": {"path": "model"},
+    "data": {"train": [{"path": "a.jsonl"}, {"path": "b.jsonl", "weight": 2.0}]},
+    "adapter": {"r": 8},
+    "training": {"max_steps": 10},
+}
+
+
+def identity(changes=None, *, base="f1", tokenizer="t1"):
+    values = {**BASE, **(changes or {})}
+    return run_identity(SftRun.model_validate(values), base_fingerprint=base, tokenizer_sha256=tokenizer)
+
+
+def changed(section, **keys):
+    return {section: {**BASE[section], **keys}}
+
+
+def test_the_same_run_is_accepted():
+    assert check_same_run(identity(), identity(), folder="c") == []
+    assert identity()["sha256"] == identity()["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("current", "key"),
+    [
+        (identity(base="f2"), "model.base"),
+        (identity(tokenizer="t2"), "model.tokenizer"),
+        (identity(changed("model", dtype="float32")), "model.dtype"),
+        (identity(changed("data", train=[{"path": "a.jsonl"}, {"path": "c.jsonl", "weight": 2.0}])), r"data.train\[1\].path"),
+        (identity(changed("data", train=[{"path": "a.jsonl"}])), r"data.train\[1\]"),
+        (identity(changed("data", max_length=64)), "data.max_length"),
+        (identity(changed("adapter", r=16)), r"adapter.r \(was 8, is 16\)"),
+        (identity({"adapter": None}), "adapter"),
+        (identity({"seed": 4}), "seed"),
+        (identity(changed("training", train_router=True)), "training.train_router"),
+    ],
+)
+def test_another_run_is_refused_by_name(current, key):
+    with pytest.raises(CheckpointError, match=key):
+        check_same_run(identity(), current, folder="c")
+    assert current["sha256"] != identity()["sha256"]
+
+
+def test_length_and_bookkeeping_are_free():
+    current = identity(changed("training", max_steps=99, save_steps=1, logging_steps=7, eval_strategy="steps", gradient_checkpointing=True))
+    assert check_same_run(identity(), current, folder="c") == []
+
+
+def test_model_may_be_moved_and_output_renamed():
+    assert check_same_run(identity(), identity({**changed("model", path="elsewhere"), "output_dir": "o2"}), folder="c") == []
+
+
+def test_other_training_keys_warn():
+    lines = check_same_run(identity(), identity(changed("training", learning_rate=3e-4)), folder="c")
+    assert lines == ["training.learning_rate (was 1e-05, is 0.0003)"]
+
+
+def test_free_keys_exist():
+    assert set(TrainingSection.model_fields) >= FREE_TRAINING_KEYS
+
+
+def test_differences_of_nested_values():
+    assert differing_keys({"a": [1, {"b": 2}], "c": {}}, {"a": [1, {"b": 3}], "c": {"d": None}}) == [
+        ("a[1].b", 2, 3),
+        ("c", {}, "(absent)"),
+        ("c.d", "(absent)", None),
+    ]

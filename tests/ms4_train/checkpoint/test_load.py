@@ -1,0 +1,256 @@
+"""Loading: bit-exact, across numbers of ranks, and never from a damaged folder."""
+
+import contextlib
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from support.run_state import assert_same_state, exported, small_engine, train_small
+
+from ms4_train.checkpoint.load import find_saved_run
+from ms4_train.checkpoint.manifest import FileSum, canonical_json, write_manifest
+from ms4_train.checkpoint.save import save_run_state
+from ms4_train.errors import CheckpointError
+from ms4_train.parallel import Mesh, ParameterState
+
+
+@contextlib.contextmanager
+def warned(caplog, pattern):
+    """The block logs a warning that matches."""
+    caplog.clear()
+    try:
+        yield
+    finally:
+        assert re.search(pattern, caplog.text), caplog.text
+
+
+def save(root, engine, step, keep=3):
+    return save_run_state(root, engine, step=step, state={"loader": {"row": step}}, expected_bytes=0, keep=keep)
+
+
+def trained_root(tmp_path, steps=(1, 2)):
+    """Checkpoints of these steps, and the states they were made from."""
+    engine, states, root = small_engine(), {}, tmp_path / "checkpoints"
+    for step in steps:
+        train_small(engine, 1)
+        save(root, engine, step)
+        states[step] = exported(engine)
+    return root, states
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_resume_is_bit_exact(tmp_path, dtype):
+    torch.manual_seed(3)
+    straight = small_engine(dtype=dtype)
+    expected = train_small(straight, 6)
+    torch.manual_seed(3)
+    first = small_engine(dtype=dtype)
+    losses = train_small(first, 3)
+    save(tmp_path, first, 3)
+    torch.manual_seed(99)
+    second = small_engine(seed=8, dtype=dtype)
+    saved = find_saved_run(tmp_path, "auto", Mesh())
+    assert saved is not None
+    assert saved.step == 3
+    assert saved.state["loader"] == {"row": 3}
+    saved.restore(second, seed=0)
+    assert losses + train_small(second, 3) == expected
+    assert_same_state(exported(second), exported(straight))
+
+
+def test_without_the_random_state_the_run_differs(tmp_path):
+    """Negative control: the test above can fail."""
+    torch.manual_seed(3)
+    straight = small_engine()
+    expected = train_small(straight, 6)
+    torch.manual_seed(3)
+    first = small_engine()
+    losses = train_small(first, 3)
+    save(tmp_path, first, 3)
+    second = small_engine(seed=8)
+    find_saved_run(tmp_path, "auto", Mesh()).restore(second, seed=0)
+    torch.manual_seed(99)
+    assert losses + train_small(second, 3) != expected
+
+
+def split_over_ranks(root, engine, cuts):
+    """The same state as several ranks would have saved it: each owns some rows of ``first``, the last one the rest."""
+    borders = [0, *cuts, 6]
+
+    class Part:
+        def __init__(self, rank):
+            self.mesh, self.model, self.rank = Mesh(), engine.model, rank
+
+        def export_state(self):
+            for state in engine.export_state():
+                if state.name == "first":
+                    start, stop = borders[self.rank], borders[self.rank + 1]
+                    rows = {kind: tensor[start:stop] for kind, tensor in state.tensors.items()}
+                    yield ParameterState("first", state.full_shape, start, rows, state.step, is_owner=True)
+                else:
+                    yield ParameterState(state.name, state.full_shape, 0, state.tensors, state.step, is_owner=self.rank == 0)
+
+    from ms4_train.checkpoint import save as save_module
+
+    folder = root / "step-000005"
+    folder.mkdir(parents=True)
+    files = {}
+    for rank in range(len(borders) - 1):
+        part = save_module._PartWriter(folder, rank, 1 << 20)
+        for state in Part(rank).export_state():
+            if state.is_owner:
+                part.add(state)
+        files.update(part.finish())
+    files["state.json"] = save_module.write_synced(
+        folder / "state.json", canonical_json({"step": 5, "world_size": len(borders) - 1, "loader": {}})
+    )
+    write_manifest(folder, 5, files)
+
+
+@pytest.mark.parametrize("cuts", [[2], [1, 3], [3, 4, 5]])
+def test_pieces_of_several_ranks_make_the_whole(tmp_path, cuts):
+    engine = small_engine(steps=2)
+    split_over_ranks(tmp_path, engine, cuts)
+    saved = find_saved_run(tmp_path, "auto", Mesh())
+    other = small_engine(seed=9)
+    saved.restore(other, seed=0)
+    assert_same_state(exported(other), exported(engine))
+
+
+def test_a_rank_the_saved_run_did_not_have_gets_its_own_random_state(tmp_path):
+    root, _ = trained_root(tmp_path)
+    saved = find_saved_run(root, "auto", Mesh())
+    engine = small_engine()
+    engine.mesh = Mesh(rank=1)
+    saved.restore(engine, seed=4)
+    drawn = torch.rand(3)
+    engine.mesh = Mesh(rank=2)
+    saved.restore(engine, seed=4)
+    assert not torch.equal(drawn, torch.rand(3))
+
+
+def damaged_copies(folder, tmp_path):
+    """(what was done, damaged copy) for one flipped bit at several places of each file, a cut, a deletion, and a swap."""
+    for source in sorted(folder.iterdir()):
+        size = source.stat().st_size
+        for position in sorted({0, 1, size // 3, size // 2, size - 1}):
+            yield f"{source.name} bit at {position}", lambda p, at=position: flip(p, at), source.name
+        yield f"{source.name} cut", lambda p: p.write_bytes(p.read_bytes()[:-1]), source.name
+        yield f"{source.name} empty", lambda p: p.write_bytes(b""), source.name
+        yield f"{source.name} gone", lambda p: p.unlink(), source.name
+
+
+def flip(path, position):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << position % 8
+    path.write_bytes(data)
+
+
+def test_every_damage_is_found_and_the_checkpoint_before_is_used(tmp_path, caplog):
+    root, states = trained_root(tmp_path)
+    good = tmp_path / "good"
+    shutil.copytree(root / "step-000002", good)
+    cases = list(damaged_copies(good, tmp_path))
+    assert len(cases) > 25
+    for what, damage, name in cases:
+        shutil.rmtree(root / "step-000002.quarantine", ignore_errors=True)
+        shutil.copytree(good, root / "step-000002", dirs_exist_ok=True)
+        damage(root / "step-000002" / name)
+        with warned(caplog, r"step-000002\.quarantine"):
+            saved = find_saved_run(root, "auto", Mesh())
+        assert saved.step == 1, what
+        assert (root / "step-000002.quarantine").is_dir(), what
+    engine = small_engine(seed=7)
+    saved.restore(engine, seed=0)
+    assert_same_state(exported(engine), states[1])
+
+
+def test_an_undamaged_folder_is_not_quarantined(tmp_path, caplog):
+    root, _ = trained_root(tmp_path)
+    assert find_saved_run(root, "auto", Mesh()).step == 2
+    assert not caplog.records
+
+
+def test_files_of_another_step_are_found(tmp_path, caplog):
+    root, _ = trained_root(tmp_path)
+    shutil.copy(root / "step-000001" / "rank-00000-000.safetensors", root / "step-000002" / "rank-00000-000.safetensors")
+    with warned(caplog, "SHA-256"):
+        assert find_saved_run(root, "auto", Mesh()).step == 1
+
+
+def test_a_whole_folder_under_another_step_is_found(tmp_path, caplog):
+    root, _ = trained_root(tmp_path)
+    shutil.copytree(root / "step-000001", root / "step-000009")
+    with warned(caplog, "manifest of step 1"):
+        assert find_saved_run(root, "auto", Mesh()).step == 2
+
+
+def test_no_silent_start_from_zero(tmp_path, caplog):
+    root, _ = trained_root(tmp_path, steps=(1,))
+    flip(root / "step-000001" / "state.json", 3)
+    with warned(caplog, "quarantine"), pytest.raises(CheckpointError, match="never"):
+        find_saved_run(root, "auto", Mesh())
+    with pytest.raises(CheckpointError, match="no good checkpoint is left"):
+        find_saved_run(root, "auto", Mesh())
+    assert find_saved_run(root, "never", Mesh()) is None
+
+
+def test_a_named_folder_is_taken_or_refused_but_never_replaced(tmp_path, caplog):
+    root, states = trained_root(tmp_path)
+    with warned(caplog, "superseded"):
+        saved = find_saved_run(root, str(root / "step-000001"), Mesh())
+    assert saved.step == 1
+    assert sorted(path.name for path in root.iterdir()) == ["step-000001", "step-000002.superseded"]
+    engine = small_engine(seed=7)
+    saved.restore(engine, seed=0)
+    assert_same_state(exported(engine), states[1])
+    with pytest.raises(CheckpointError, match="name one of"):
+        find_saved_run(root, str(root / "step-000007"), Mesh())
+    flip(root / "step-000001" / "state.json", 3)
+    with pytest.raises(CheckpointError, match="damaged"):
+        find_saved_run(root, str(root / "step-000001"), Mesh())
+    assert (root / "step-000001").is_dir()
+
+
+def test_never_sets_the_old_run_aside(tmp_path, caplog):
+    root, _ = trained_root(tmp_path)
+    with warned(caplog, "restarts"):
+        assert find_saved_run(root, "never", Mesh()) is None
+    assert find_saved_run(root, "auto", Mesh()) is None
+
+
+def test_nothing_there_starts_at_zero(tmp_path):
+    assert find_saved_run(tmp_path / "checkpoints", "auto", Mesh()) is None
+
+
+def test_half_written_folders_are_swept(tmp_path, caplog):
+    root, _ = trained_root(tmp_path)
+    (root / "step-000001").rename(root / ".tmp-step-000003")
+    with warned(caplog, "interrupted save"):
+        assert find_saved_run(root, "auto", Mesh()).step == 2
+    assert [path.name for path in root.iterdir()] == ["step-000002"]
+
+
+def test_other_parameters_are_refused_by_name(tmp_path):
+    root, _ = trained_root(tmp_path)
+    engine = small_engine()
+    engine.model.frozen.requires_grad_(True)
+    with pytest.raises(CheckpointError, match="1 missing \\['frozen'\\]"):
+        find_saved_run(root, "auto", Mesh()).restore(engine, seed=0)
+
+
+def test_a_state_file_without_its_keys_is_refused(tmp_path):
+    root, _ = trained_root(tmp_path, steps=(1,))
+    folder = root / "step-000001"
+    manifest = json.loads((folder / "MANIFEST.json").read_text())
+    (folder / "state.json").unlink()
+    (folder / "MANIFEST.json").unlink()
+    from ms4_train.checkpoint.manifest import write_synced
+
+    files = {name: FileSum(**item) for name, item in manifest["files"].items()}
+    files["state.json"] = write_synced(folder / "state.json", b'{"step":1}')
+    write_manifest(folder, 1, files)
+    with pytest.raises(CheckpointError, match="world_size"):
+        find_saved_run(root, "auto", Mesh())

@@ -1,0 +1,44 @@
+"""Rules that hold for every section: frozen, no unknown keys, every default valid, rules between keys."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from ms4_train.config import evaluation, schema
+from ms4_train.config.schema import AdapterSection, Section
+
+SECTIONS = [
+    value
+    for module in (schema, evaluation)
+    for value in vars(module).values()
+    if isinstance(value, type) and issubclass(value, Section) and value is not Section
+]
+WITHOUT_REQUIRED_KEYS = [section for section in SECTIONS if not any(info.is_required() for info in section.model_fields.values())]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_unknown_keys_are_refused(section):
+    with pytest.raises(ValidationError, match="extra_forbidden"):
+        section.model_validate({"surely_unknown": 1}, strict=True)
+
+
+@pytest.mark.parametrize("section", WITHOUT_REQUIRED_KEYS)
+def test_defaults_are_valid_and_frozen(section):
+    made = section()
+    assert section.model_validate(made.model_dump(), strict=True) == made  # pydantic does not validate defaults by itself
+    key = next(iter(section.model_fields))
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(made, key, getattr(made, key))
+
+
+def test_an_adapter_needs_a_target():
+    with pytest.raises(ValidationError, match="both empty"):
+        AdapterSection(target_modules=[])
+    assert AdapterSection(target_modules=[], target_parameters=["mlp.experts.down_proj"]).r == 16
+
+
+def test_dropout_and_stacked_experts_exclude_each_other():
+    with pytest.raises(ValidationError, match="lora_dropout must be 0"):
+        AdapterSection(lora_dropout=0.1, target_parameters=["mlp.experts.down_proj"])
+    assert AdapterSection(lora_dropout=0.1).lora_dropout == 0.1

@@ -1,0 +1,84 @@
+import pytest
+import torch
+from support.models import tiny_model
+from torch import nn
+
+from ms4_train.errors import CheckpointError, TrainingError
+from ms4_train.parallel import Mesh
+from ms4_train.parallel.parameters import checked_state, expert_parameters, trained_parameters
+
+
+class _Adapter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.zeros(8, 2, 3))
+
+
+def test_expert_parameters_are_the_stacks_and_their_adapters():
+    model = tiny_model()
+    model.model.layers[1].mlp.experts.lora = _Adapter()
+    model.model.layers[1].mlp.experts.requires_grad_(False)
+    experts = "model.layers.{}.mlp.experts."
+    assert list(expert_parameters(model)) == [
+        experts.format(0) + "gate_up_proj",
+        experts.format(0) + "down_proj",
+        experts.format(1) + "gate_up_proj",
+        experts.format(1) + "down_proj",
+        experts.format(1) + "lora.a",
+    ]
+
+
+def test_norms_do_not_decay_and_frozen_parameters_are_left_out():
+    model = tiny_model()
+    model.lm_head.requires_grad_(False)
+    trained = trained_parameters(model, Mesh())
+    assert [item.name for item in trained] == [name for name, _ in model.named_parameters() if name != "lm_head.weight"]
+    assert {item.name.rsplit(".", 2)[-2] for item in trained if not item.decays} == {
+        "input_layernorm",
+        "post_attention_layernorm",
+        "q_a_layernorm",
+        "kv_a_layernorm",
+        "norm",
+    }
+
+
+@pytest.mark.parametrize(
+    ("mesh", "offset", "owns_experts", "owns_rest"),
+    [
+        (Mesh(0, 4, 2, 0), 0, True, True),
+        (Mesh(1, 4, 2, 1), 8, True, False),
+        (Mesh(2, 4, 2, 0), 0, False, False),
+        (Mesh(3, 4, 2, 1), 8, False, False),
+    ],
+)
+def test_places_of_slices(mesh, offset, owns_experts, owns_rest):
+    """The eight experts of this model are what one rank of two holds: of sixteen."""
+    by_name = {item.name: item for item in trained_parameters(tiny_model(), mesh)}
+    stack, dense = by_name["model.layers.0.mlp.experts.down_proj"], by_name["lm_head.weight"]
+    assert (stack.sharded, stack.offset, stack.full_shape[0], stack.local_shape[0]) == (True, offset, 16, 8)
+    assert (dense.sharded, dense.offset, dense.full_shape) == (False, 0, dense.local_shape)
+    assert (stack.is_owner, dense.is_owner) == (owns_experts, owns_rest)
+    full = torch.arange(16).reshape(16, 1, 1)
+    assert stack.local_part(full).flatten().tolist() == list(range(offset, offset + 8))
+
+
+def test_without_expert_parallelism_stacks_are_replicated():
+    assert not any(item.sharded for item in trained_parameters(tiny_model(), Mesh(1, 2)))
+
+
+def test_stored_state_gives_this_ranks_part():
+    item = trained_parameters(tiny_model(), Mesh(1, 2, 2, 1))[-1]
+    by_name = {item.name: item for item in trained_parameters(tiny_model(), Mesh(1, 2, 2, 1))}
+    item = by_name["model.layers.0.mlp.experts.down_proj"]
+    stored = {kind: torch.randn(item.full_shape) for kind in ("weight", "exp_avg", "exp_avg_sq")} | {"step": torch.tensor(7)}
+    tensors, step = checked_state(item, stored)
+    assert step == 7
+    assert all(torch.equal(tensor, stored[kind][8:]) for kind, tensor in tensors.items())
+    stored["exp_avg"] = stored["exp_avg"][:8]
+    with pytest.raises(CheckpointError, match=r"down_proj: the stored exp_avg is torch.float32 \[8, .*needs torch.float32 \[16, "):
+        checked_state(item, stored)
+
+
+def test_a_frozen_model_is_refused():
+    with pytest.raises(TrainingError, match="no parameter"):
+        trained_parameters(tiny_model().requires_grad_(False), Mesh())

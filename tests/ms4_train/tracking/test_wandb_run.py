@@ -1,0 +1,66 @@
+"""W&B without an account: an offline run is written, read back with W&B's own message types, and continued under the same id."""
+
+import json
+import struct
+import sys
+
+import pytest
+from wandb.proto import wandb_internal_pb2
+
+from ms4_train.config.schema import WandbSection
+from ms4_train.errors import MissingDependencyError
+from ms4_train.tracking.wandb_run import WandbTracker
+
+BLOCK, HEADER, FILE_HEADER = 32768, 7, 7
+
+
+def read_records(path):
+    """W&B's file is a LevelDB log: blocks of framed chunks (checksum 4 bytes, length 2, type 1), here without checking the checksums."""
+    data = path.read_bytes()
+    position, parts = FILE_HEADER, []
+    while position + HEADER <= len(data):
+        if BLOCK - position % BLOCK < HEADER:
+            position += BLOCK - position % BLOCK
+            continue
+        length, kind = struct.unpack_from("<HB", data, position + 4)
+        parts.append(data[position + HEADER : position + HEADER + length])
+        position += HEADER + length
+        if kind in {1, 4}:  # the whole of a record, or its last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(b"".join(parts))
+            parts = []
+            yield record
+
+
+def history(path):
+    rows = []
+    for record in read_records(path):
+        if record.WhichOneof("record_type") == "history":
+            rows.append({(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item})
+    return rows
+
+
+def test_offline_run_holds_the_metrics_and_resumes_under_its_id(tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_RUN_ID", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    section = WandbSection(mode="offline", project="test", tags=["tiny"])
+    first = WandbTracker(section, tmp_path, {"seed": 3})
+    first.log(1, {"loss": 2.0})
+    first.log(2, {"loss": 1.5})
+    state = first.state()
+    first.close()
+    second = WandbTracker(section, tmp_path, {"seed": 3}, resumed=state)
+    second.log(3, {"loss": 1.25})
+    second.summary({"final": 1.25})
+    second.close()
+
+    assert second.run_id == first.run_id == state["wandb_run_id"]
+    files = sorted((tmp_path / "wandb").glob(f"offline-run-*/run-{first.run_id}.wandb"))
+    rows = [row for path in files for row in history(path)]
+    assert [(row["_step"], row["loss"]) for row in rows] == [(1, 2.0), (2, 1.5), (3, 1.25)]
+
+
+def test_without_wandb_the_error_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingDependencyError, match="pip install wandb"):
+        WandbTracker(WandbSection(mode="offline"), tmp_path, {})

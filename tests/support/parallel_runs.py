@@ -1,0 +1,172 @@
+"""The same few training steps on one process and on several, and how far apart they are.
+
+A step has MICRO_BATCHES micro batches per rank; ranks get packed rows of different lengths with different numbers of trained tokens. A
+single process takes the rows of all ranks one after the other, so losses, gradients and norms must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from support.models import tiny_config, tiny_model
+from torch import Tensor
+from torch.nn import functional
+
+from ms4_train.config.schema import TrainingSection
+from ms4_train.model import Mistral4ForCausalLM, SequenceLayout, init_parameter
+from ms4_train.parallel import TrainEngine
+from ms4_train.parallel.parameters import expert_parameters, gather_experts
+
+MICRO_BATCHES = 2
+LEARNING_RATE = 1e-3
+MAX_GRAD_NORM = 0.5
+VOCABULARY = 61
+TRAINING = TrainingSection(weight_decay=0.1, max_grad_norm=MAX_GRAD_NORM)
+
+
+def small_model(dtype: torch.dtype = torch.float32, seed: int = 0) -> Mistral4ForCausalLM:
+    """Two layers, 8 experts, top-2, with every parameter random (norms too, so that their gradients are not alike)."""
+    config = tiny_config(vocab_size=VOCABULARY, hidden_size=32, moe_intermediate_size=16)
+    model = tiny_model(config, seed=seed).train()
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+    return model.to(dtype)
+
+
+def randomise_adapters(model: Mistral4ForCausalLM, seed: int = 5) -> None:
+    """Adapters that change something: B starts at zero, and then A has no gradient."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            init_parameter(name, parameter.data, seed, std=0.1)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One micro batch of one rank."""
+
+    input_ids_t: Tensor
+    target_ids_t: Tensor
+    lengths: tuple[int, ...]
+
+
+def rows_of(step: int, micro_batch: int, rank: int) -> Rows:
+    """Deterministic rows; the second rank has fewer tokens, and in every third step no trained token in its first micro batch."""
+    generator = torch.Generator().manual_seed(1000 * step + 10 * micro_batch + rank)
+    lengths = (9, 6) if rank % 2 == 0 else (5, 3, 2)
+    ids_t = torch.randint(VOCABULARY, (sum(lengths),), generator=generator)
+    target_t = torch.randint(VOCABULARY, (sum(lengths),), generator=generator)
+    target_t[torch.rand(len(target_t), generator=generator) < 0.3] = -100
+    if rank == 1 and micro_batch == 0 and step % 3 == 1:
+        target_t[:] = -100
+    return Rows(ids_t, target_t, lengths)
+
+
+def loss_sum(model: Mistral4ForCausalLM, rows: Rows) -> Tensor:
+    """Sum of the negative log likelihoods, by torch's own cross-entropy."""
+    logits_tv = model.logits(model(rows.input_ids_t, SequenceLayout.from_lengths(rows.lengths)))
+    return functional.cross_entropy(logits_tv, rows.target_ids_t, ignore_index=-100, reduction="sum")
+
+
+@dataclass
+class StepRecord:
+    """What one optimizer step did; gradients are full tensors, before clipping."""
+
+    loss: float
+    norm: float
+    gradients: dict[str, Tensor]
+
+
+def run_steps(
+    engine: TrainEngine, model: Mistral4ForCausalLM, world_size: int, steps: range, gradients: bool = True
+) -> Iterator[StepRecord]:
+    """Train on the rows of all ``world_size`` ranks: this rank's own, or, in a single process, everybody's."""
+    ranks = [engine.mesh.rank] if engine.mesh.world_size > 1 else list(range(world_size))
+    for step in steps:
+        trained = sum(
+            int((rows_of(step, micro, rank).target_ids_t != -100).sum()) for micro in range(MICRO_BATCHES) for rank in range(world_size)
+        )
+        loss = 0.0
+        for micro in range(MICRO_BATCHES):
+            for rank in ranks:
+                part = loss_sum(model, rows_of(step, micro, rank)) / trained
+                engine.backward(part, is_last_micro_batch=micro == MICRO_BATCHES - 1)
+                loss += part.item()
+        record = StepRecord(engine.mesh.all_reduce_sum(loss), 0.0, full_gradients(engine, model) if gradients else {})
+        record.norm = engine.step(LEARNING_RATE, MAX_GRAD_NORM)
+        yield record
+
+
+def full_gradients(engine: TrainEngine, model: Mistral4ForCausalLM) -> dict[str, Tensor]:
+    """Every gradient as it would be in one process: read through DeepSpeed where it holds them, experts gathered."""
+    through_deepspeed = type(engine).__name__ == "DeepSpeedEngine"
+    if through_deepspeed:
+        from deepspeed.utils import safe_get_full_grad
+    sharded = expert_parameters(model) if engine.mesh.expert_parallel_size > 1 else {}
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            value = safe_get_full_grad(parameter) if through_deepspeed else parameter.grad
+            assert value is not None, name
+            gradients[name] = (gather_experts(value, engine.mesh) if name in sharded else value).clone()
+    return gradients
+
+
+def relative(value: Tensor, expected: Tensor) -> float:
+    """Largest difference, in units of the largest expected value."""
+    return ((value.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-12)).item()
+
+
+def compare_records(records: list[StepRecord], expected: list[StepRecord]) -> dict[str, float]:
+    """Largest error over all steps: loss absolute, norm relative, gradients relative to each parameter's largest."""
+    assert len(records) == len(expected) > 0
+    worst = {"loss": 0.0, "norm": 0.0, "gradient": 0.0}
+    for record, other in zip(records, expected, strict=True):
+        worst["loss"] = max(worst["loss"], abs(record.loss - other.loss))
+        worst["norm"] = max(worst["norm"], abs(record.norm - other.norm) / other.norm)
+        assert record.gradients.keys() == other.gradients.keys()
+        for name, gradient in record.gradients.items():
+            worst["gradient"] = max(worst["gradient"], relative(gradient, other.gradients[name]))
+    return worst
+
+
+def compare_engines(engine: TrainEngine, reference: TrainEngine) -> dict[str, float]:
+    """Largest difference of the weights (absolute) and of the optimizer state (relative) between two engines' models."""
+    names = [name for name, _ in reference.model.named_parameters()]
+    weight = max(
+        (value.double() - reference.model.get_parameter(name).double()).abs().max().item() for name, value in engine.full_parameters(names)
+    )
+    expected = {state.name: state for state in reference.export_state()}
+    worst = 0.0
+    for state in engine.export_state():
+        other = expected.pop(state.name)
+        assert (state.full_shape, state.step) == (other.full_shape, other.step), state.name
+        for kind, tensor in state.tensors.items():
+            whole = other.tensors[kind]
+            own = whole[state.offset : state.offset + tensor.shape[0]] if tensor.shape != whole.shape else whole
+            worst = max(worst, relative(tensor, own))
+    assert not expected
+    return {"weight": weight, "state": worst}
+
+
+def stored_state(engine: TrainEngine) -> dict[str, dict[str, Tensor]]:
+    """All state as full tensors on every rank, as a checkpoint would give it back. Collective."""
+    stored = {}
+    for state in engine.export_state():
+        tensors = {}
+        for kind, tensor in state.tensors.items():
+            assert tensor.dtype == torch.float32
+            whole = tuple(tensor.shape) == state.full_shape
+            tensors[kind] = tensor.clone() if whole else gather_experts(tensor, engine.mesh)
+            assert tuple(tensors[kind].shape) == state.full_shape
+        stored[state.name] = {**tensors, "step": torch.tensor(state.step)}
+    return stored
+
+
+def same_bits(left: dict[str, dict[str, Tensor]], right: dict[str, dict[str, Tensor]]) -> bool:
+    """Whether two stored states are equal, bit for bit up to the sign of zero."""
+    return left.keys() == right.keys() and all(
+        torch.equal(tensor, right[name][kind]) for name, state in left.items() for kind, tensor in state.items()
+    )
