@@ -22,7 +22,7 @@ from ms4_train.adapters.peft_format import ADAPTER_NAME, is_adapter_name
 from ms4_train.adapters.targets import Targets, find_targets, matches
 from ms4_train.config.schema import AdapterSection
 from ms4_train.errors import AdapterError
-from ms4_train.model import Mistral4Experts
+from ms4_train.model import Mistral4Experts, Mistral4ForCausalLM
 from ms4_train.weights.loading import first_expert
 
 if TYPE_CHECKING:
@@ -74,8 +74,7 @@ def attach(model: nn.Module, section: AdapterSection) -> AttachReport:
     Raises:
         AdapterError: a target matches nothing, or the model has an adapter already.
     """
-    if adapter_parameters(model):
-        raise AdapterError("the model has an adapter already.", fix="load the model again, or merge the adapter first.")
+    refuse_second(model)
     targets = find_targets(model, section.target_modules, section.target_parameters)
     model.requires_grad_(False)
     if targets.linears:
@@ -93,8 +92,17 @@ def attach(model: nn.Module, section: AdapterSection) -> AttachReport:
             down="down_proj" in stacks,
             like=module.gate_up_proj,
         )
+    for _, module in adapted_modules(model):
+        module.train(model.training)  # new modules are in training mode, with dropout, whatever the model's is
     _fill_a(model, seed=torch.initial_seed())
+    _forget_decode(model)
     return attach_report(model, section)
+
+
+def refuse_second(model: nn.Module) -> None:
+    """Raise ``AdapterError`` where the model carries an adapter."""
+    if adapter_parameters(model):
+        raise AdapterError("the model has an adapter already.", fix="load the model again, or merge the adapter first.")
 
 
 def attach_report(model: nn.Module, section: AdapterSection) -> AttachReport:
@@ -141,6 +149,7 @@ def detach(model: nn.Module) -> None:
         setattr(model.get_submodule(owner), leaf, None if isinstance(module, StackedLora) else module.get_base_layer())
     if hasattr(model, "peft_config"):
         del model.peft_config
+    _forget_decode(model)
 
 
 def adapted_name(name: str) -> str:
@@ -149,6 +158,12 @@ def adapted_name(name: str) -> str:
     if found:
         return f"{experts}.mlp.experts.{'gate_up_proj' if leaf.startswith('gate_up') else 'down_proj'}"
     return name.rpartition(".lora_")[0]
+
+
+def _forget_decode(model: nn.Module) -> None:
+    """Drop matrices that decoding prepared from weights without, or with, the adapter."""
+    if isinstance(model, Mistral4ForCausalLM):
+        model.release_decode()
 
 
 def _stacks_by_module(targets: Targets) -> dict[str, set[str]]:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ms4_train.adapters.attach import adapter_parameters, attach, detach, peft_config
+from ms4_train.adapters.attach import adapter_parameters, attach, detach, peft_config, refuse_second
 from ms4_train.adapters.peft_config import section_from_peft
 from ms4_train.adapters.peft_format import from_peft, stored_name, to_peft
 from ms4_train.adapters.targets import find_targets
@@ -92,6 +92,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = Fals
     folder = Path(folder)
     if not folder.is_dir():
         raise AdapterError("there is no such folder.", file=folder, fix="check the path; relative paths start at the current folder.")
+    refuse_second(model)
     _check_base(folder / BASE_FILE, base_fingerprint)
     settings = _read_object(folder / CONFIG_FILE)
     file = folder / WEIGHTS_FILE
@@ -101,9 +102,9 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = Fals
             raise AdapterError(f"has type {info.dtype}, which is not read.", file=file, key=name, fix="save the adapter in F32 or BF16.")
     section = section_from_peft(settings, header, model, file=folder / CONFIG_FILE)
     stacks = find_targets(model, section.target_modules, section.target_parameters).stack_names
-    tensors = from_peft(_read_all(file), stacks=stacks, num_experts=_num_experts(model)) if header else {}
-    attach(model, section)
     try:
+        tensors = from_peft(_read_all(file), stacks=stacks, num_experts=_num_experts(model))
+        attach(model, section)
         _fill(model, tensors, stacks=stacks)
     except AdapterError as error:
         detach(model)

@@ -1,7 +1,7 @@
 """A PEFT ``adapter_config.json`` -> our adapter section, refusing what would be computed differently here.
 
-The targets are read off the tensors of the file, not off ``target_modules``: PEFT allows a regular expression and shorthands there, and
-an expression from a file is not evaluated. Exercise it: ``pytest tests/ms4_train/adapters/test_peft_config.py``.
+PEFT allows a regular expression or a shorthand as ``target_modules``. An expression from a file is not evaluated; the targets are then read
+off the tensors of the file. Exercise it: ``pytest tests/ms4_train/adapters/test_peft_config.py``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "rank_pattern": (None, {}),
     "alpha_pattern": (None, {}),
     "layer_replication": (None, []),
+    "layers_to_transform": (None, []),
+    "exclude_modules": (None, []),
     "use_qalora": (False, None),
     "use_bdlora": (False, None),
     "alora_invocation_tokens": (None, []),
@@ -56,42 +58,50 @@ def section_from_peft(settings: Mapping[str, Any], stored: Mapping[str, object],
     for key, plain in _PLAIN.items():
         if key in settings and settings[key] not in plain:
             raise _refuse(f"is {settings[key]!r}, which is not computed here.", file, key)
-    parameters = settings.get("target_parameters") or []
-    if not isinstance(parameters, list) or not all(isinstance(target, str) for target in parameters):
-        raise _refuse("must be a list of names.", file, "target_parameters")
+    all_stacks, linears = adaptable_stacks(model), adaptable_linears(model)
+    parameters = _targets(settings.get("target_parameters") or [], all_stacks, file, "target_parameters")
     modules = stored_modules(stored)
-    all_stacks = adaptable_stacks(model)
-    stacks = [name for name in all_stacks if any(matches(target, name) for target in parameters)]
-    wrappers = {name.rpartition(".")[0] for name in stacks}
-    linears = adaptable_linears(model)
+    wrappers = {name.rpartition(".")[0] for name in all_stacks if any(matches(target, name) for target in parameters)}
     strange = sorted(name for name in modules if name not in linears and name.removesuffix(".base_layer") not in wrappers)
     if strange:
         raise _refuse(f"this model has nothing to adapt at {strange[0]} (and {len(strange) - 1} more).", file, "target_modules")
+    named = settings.get("target_modules") or []
+    if isinstance(named, str):
+        targets = shortest_targets([name for name in linears if name in modules], linears)
+    else:
+        targets = _targets(named, linears, file, "target_modules")
     try:
         return AdapterSection(
             r=_number(settings, "r", int, file),
             lora_alpha=_number(settings, "lora_alpha", float, file),
             lora_dropout=_number(settings, "lora_dropout", float, file) if settings.get("lora_dropout") else 0.0,
             use_rslora=bool(settings.get("use_rslora")),
-            target_modules=shortest_targets([name for name in linears if name in modules], linears),
-            target_parameters=shortest_targets(stacks, all_stacks, parts=3),
+            target_modules=targets,
+            target_parameters=parameters,
         )
     except ValidationError as error:
         details = error.errors()[0]
         raise _refuse(f"{details['msg']}.", file, ".".join(str(part) for part in details["loc"]) or None) from None
 
 
-def shortest_targets(chosen: list[str], known: list[str], *, parts: int = 1) -> list[str]:
-    """The shortest ends of names, of at least ``parts`` words, that match exactly ``chosen`` among ``known``."""
+def shortest_targets(chosen: list[str], known: list[str]) -> list[str]:
+    """The shortest ends of names that match exactly ``chosen`` among ``known``."""
     wanted = set(chosen)
     targets: list[str] = []
     for name in chosen:
         words = name.split(".")
-        ends = [".".join(words[-count:]) for count in range(parts, len(words) + 1)]
+        ends = [".".join(words[-count:]) for count in range(1, len(words) + 1)]
         end = next(end for end in ends if all(other in wanted for other in known if matches(end, other)))
         if end not in targets:
             targets.append(end)
     return targets
+
+
+def _targets(named: Any, known: list[str], file: Path, key: str) -> list[str]:
+    """The targets of a file that match anything here; lists made for several models name more."""
+    if not isinstance(named, list) or not all(isinstance(target, str) for target in named):
+        raise _refuse("must be a list of names.", file, key)
+    return [target for target in named if any(matches(target, name) for name in known)]
 
 
 def _number(settings: Mapping[str, Any], key: str, kind: type[int] | type[float], file: Path) -> Any:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ms4_train.chat import ChatTokenizer
     from ms4_train.config.schema import DataSection, DatasetSource
-    from ms4_train.data.survey import Survey
+    from ms4_train.data.row_survey import Survey
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -131,7 +131,7 @@ def check(
     """
     from rich.console import Console
 
-    from ms4_train.data.prepare import check_rows
+    from ms4_train.data.preparation import check_rows
 
     section, run_tokenizer = _section_of(file, mode)
     path = tokenizer or run_tokenizer
@@ -232,7 +232,7 @@ def _print_counts(result: Survey, console: Console, *, has_tokens: bool) -> None
 
 
 def _write_faults(surveys: list[Survey], path: Path) -> None:
-    from ms4_train.data.survey import Survey
+    from ms4_train.data.row_survey import Survey
 
     merged = Survey()
     for result in surveys:

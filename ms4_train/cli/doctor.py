@@ -21,7 +21,10 @@ _COLOURS = {"ok": "green", "warn": "yellow", "missing": "red"}
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
-    """Say what this machine can do: devices, packages, backends, sandbox, logins, disk. Logins are only looked for; no token is shown."""
+    """Say what this machine can do: devices, packages, backends, sandbox, logins, disk.
+
+    Logins are only looked for; no token is shown and nothing is sent anywhere.
+    """
     from ms4_train.cli.machine_checks import run_checks
 
     checks = run_checks()

@@ -10,7 +10,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ms4_train.cli import config, doctor
+from ms4_train.cli import config, data, doctor, evaluate, generate, train
+
+try:  # TEMPORARY until the file exists
+    from ms4_train.cli import model
+except ImportError:
+    model = None
 from ms4_train.errors import MS4Error
 from ms4_train.storage import is_disk_full
 
@@ -33,32 +38,16 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# TEMPORARY until every group's file exists
-import importlib  # noqa: E402
-
-
-def _try(name, attr):
-    try:
-        return getattr(importlib.import_module(f"ms4_train.cli.{name}"), attr)
-    except ModuleNotFoundError as e:
-        if e.name != f"ms4_train.cli.{name}":
-            raise
-
-
-for _n in ("model", "data"):
-    if _a := _try(_n, "app"):
-        app.add_typer(_a, name=_n)
-for _c, _n, _f in (
-    ("train", "train", "train"),
-    ("generate", "generate", "generate"),
-    ("chat", "generate", "chat"),
-    ("eval", "evaluate", "evaluate"),
-    ("leaderboard", "evaluate", "leaderboard"),
-):
-    if _a := _try(_n, _f):
-        app.command(_c)(_a)
-app.add_typer(config.app, name="config", help="Check, show and describe run files.")
-app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
+if model:
+    app.add_typer(model.app, name="model", help="Create, inspect and convert model folders.", rich_help_panel="Prepare")
+app.add_typer(data.app, name="data", help="Look at training rows and check them.", rich_help_panel="Prepare")
+app.add_typer(config.app, name="config", help="Check, show and describe run files.", rich_help_panel="Prepare")
+app.command("doctor", epilog=doctor.EXAMPLES, rich_help_panel="Prepare")(doctor.doctor)
+app.command("train", epilog=train.EXAMPLES, rich_help_panel="Train and evaluate")(train.train)
+for _panel, _group in (("Train and evaluate", evaluate.app), ("Use a model", generate.app)):
+    for _command in _group.registered_commands:
+        _command.rich_help_panel = _panel
+        app.registered_commands.append(_command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -21,15 +21,17 @@ Examples:
 
   ms4 train run.yaml training.resume_from_checkpoint=never  # start again
 
-  torchrun --nproc-per-node 8 -m ms4_train.cli train run.yaml parallel.expert_parallel_size=8
+  torchrun --nproc-per-node 8 --no-python ms4 train run.yaml parallel.expert_parallel_size=8
 """
+
+_Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, such as training.learning_rate=1e-4.", show_default=False)
+]
 
 
 def train(
     file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="Run file (recipe: sft).", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, such as training.learning_rate=1e-4.", show_default=False)
-    ] = None,
+    overrides: _Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be trained, and stop.")] = False,
 ) -> None:
     """Fine-tune a model, going on from its last checkpoint where there is one.

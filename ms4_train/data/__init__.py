@@ -2,9 +2,9 @@
 
 from ms4_train.data.batch import NO_LOSS, PackedBatch
 from ms4_train.data.loader import TrainLoader, build_eval_batches, build_loader
-from ms4_train.data.prepare import PreparedData, prepare, survey
+from ms4_train.data.preparation import PreparedData, prepare, survey
+from ms4_train.data.row_survey import Survey
 from ms4_train.data.rows import Fault
-from ms4_train.data.survey import Survey
 
 __all__ = [
     "NO_LOSS",

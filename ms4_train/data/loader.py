@@ -20,7 +20,7 @@ from ms4_train.config.schema import DataSection
 from ms4_train.data.batch import PackedBatch, filler_batch, make_batch
 from ms4_train.data.order import MemoryOrder, StreamOrder, make_order
 from ms4_train.data.packing import Packer
-from ms4_train.data.prepare import PreparedData, prepare
+from ms4_train.data.preparation import PreparedData, prepare
 from ms4_train.data.rows import Document
 from ms4_train.errors import DataError
 

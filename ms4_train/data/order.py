@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ms4_train.chat import ChatTokenizer
 from ms4_train.data.mixture import epoch_order, next_stream, rows_drawn, shuffled
 from ms4_train.data.pipeline import RowPipeline, to_document
-from ms4_train.data.prepare import PreparedData
+from ms4_train.data.preparation import PreparedData
 from ms4_train.data.rows import OVERLONG, Document, RawRow
 from ms4_train.data.sources import iter_rows
 from ms4_train.data.split import is_held_out

@@ -79,6 +79,12 @@ class Move:
     length: int
 
 
+# A prompt's forward costs about as much as a decode step whether it holds one short prompt or ten, so new ones start together: when this
+# share of the slots is free, or after so many steps, whichever comes first.
+_REFILL_SHARE = 8
+_LONGEST_HOLD = 16
+
+
 class Scheduler:
     """Waiting and running sequences, and the choice of pieces for the next step.
 
@@ -93,6 +99,7 @@ class Scheduler:
         self._token_budget = token_budget
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
+        self._held_steps = 0
 
     @property
     def num_waiting(self) -> int:
@@ -112,7 +119,8 @@ class Scheduler:
         """The pieces of the next step, in order of slots; empty when nothing is left to do.
 
         A step takes every running sequence's decode, then the rest of a prompt that was begun, then new prompts. A prompt that fits the
-        whole budget but not what is left of it waits for a step with more room instead of being split.
+        whole budget but not what is left of it waits for a step with more room instead of being split. In a batch that is nearly full,
+        new prompts are held for a few steps until several can start at once.
         """
         left = self._token_budget
         lengths: dict[int, int] = {}
@@ -120,20 +128,40 @@ class Scheduler:
         for sequence in sorted(self._running, key=lambda running: running.wanted - running.computed):
             lengths[sequence.slot] = min(sequence.wanted - sequence.computed, left)
             left -= lengths[sequence.slot]
-        is_splitting = any(lengths[running.slot] < running.wanted - running.computed for running in self._running)
+        if self._may_start():
+            self._start(left, lengths)
+        return [Piece(running, running.computed, lengths[running.slot]) for running in self._running if lengths[running.slot]]
+
+    def _may_start(self) -> bool:
+        """Whether new prompts start in this step."""
+        free = self._max_running - len(self._running)
+        if not self._waiting or not free:
+            self._held_steps = 0
+            return False
+        self._held_steps += 1
+        if free >= self._max_running // _REFILL_SHARE or self._held_steps > _LONGEST_HOLD:
+            self._held_steps = 0
+            return True
+        return False
+
+    def _start(self, left: int, lengths: dict[int, int]) -> None:
+        """Starts waiting sequences within ``left`` tokens and enters their first pieces in ``lengths`` (tokens by slot)."""
+        if any(lengths[running.slot] < running.wanted - running.computed for running in self._running):
+            return  # a long prompt is on its way and took what was left
         num_prompts = sum(1 for running in self._running if running.num_generated == 0)
-        while self._waiting and len(self._running) < self._max_running and left > 0 and not is_splitting:
+        while self._waiting and len(self._running) < self._max_running and left > 0:
             length = min(self._waiting[0].wanted, left)
-            is_splitting = length < self._waiting[0].wanted
-            if is_splitting and num_prompts:
-                break
+            is_split = length < self._waiting[0].wanted
+            if is_split and num_prompts:
+                return
             sequence = self._waiting.popleft()
             sequence.slot = len(self._running)
             self._running.append(sequence)
             lengths[sequence.slot] = length
             left -= length
             num_prompts += 1
-        return [Piece(running, running.computed, lengths[running.slot]) for running in self._running if lengths[running.slot]]
+            if is_split:
+                return
 
     def finish(self, sequence: Sequence) -> Move | None:
         """Takes a sequence out and frees its slot; returns what must be moved in the cache to close the gap."""

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_SHORT = 64  # below this a call costs more than the pairs it computes, whatever the lengths
-_MIN_FILL = 0.75  # shortest over longest document of a rectangle
+_SHORT = 64  # up to this length a call costs more than the pairs it computes
+_MIN_FILL, _MIN_FILL_SHORT = 0.75, 0.25  # shortest over longest document of a rectangle
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class DocumentGroups:
         groups: list[list[int]] = []
         for document in by_length:
             longest = lengths[groups[-1][0]] if groups else 0
-            if groups and (longest <= _SHORT or lengths[document] >= _MIN_FILL * longest):
+            min_fill = _MIN_FILL_SHORT if longest <= _SHORT else _MIN_FILL
+            if groups and lengths[document] >= min_fill * longest:
                 groups[-1].append(document)
             else:
                 groups.append([document])

@@ -88,14 +88,18 @@ class FlopCounter:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Peak FLOP/s of one device: a table for GPUs, one measured matrix product on a CPU; None for a GPU that is not in the table."""
+    """Peak FLOP/s of one device: a table for GPUs, a measured matrix product on a CPU; None for a GPU that is not in the table."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         return next((flops for known, flops in _PEAK_FLOPS.items() if known in name), None)
-    size = 768
+    # Some CPUs multiply bf16 far slower than fp32; what the device can do is the better of the two.
+    return max(_measured_flops(measured) for measured in {dtype, torch.float32})
+
+
+def _measured_flops(dtype: torch.dtype, size: int = 768, repeats: int = 4) -> float:
     factor = torch.ones(size, size, dtype=dtype)
     best = float("inf")
-    for _ in range(4):
+    for _ in range(repeats):
         started = time.perf_counter()
         torch.mm(factor, factor)
         best = min(best, time.perf_counter() - started)

@@ -39,7 +39,7 @@ def whole_folder(target: Path, *, needed_bytes: int, replaceable: Sequence[str] 
         StorageError: the disk is full, the place cannot be written, or ``target`` exists with other content.
     """
     target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow a link that is to be replaced
-    _refuse_foreign_content(target, replaceable)
+    refuse_foreign_content(target, replaceable)
     created = _make_parents(target)
     temporary = target.parent / _hidden_name(target, "partial")
     try:
@@ -58,7 +58,8 @@ def whole_folder(target: Path, *, needed_bytes: int, replaceable: Sequence[str] 
         raise
 
 
-def _refuse_foreign_content(target: Path, replaceable: Sequence[str] | None) -> None:
+def refuse_foreign_content(target: Path, replaceable: Sequence[str] | None) -> None:
+    """Raise ``StorageError`` where ``target`` holds what ``whole_folder`` would not replace."""
     if not target.exists() and not target.is_symlink():
         return
     if not target.is_dir():
@@ -120,5 +121,7 @@ def _put_in_place(temporary: Path, target: Path) -> None:
             old.rename(target)
         raise
     fsync_folder(target.parent)
-    if old is not None:
+    if old is not None and old.is_symlink():
+        old.unlink()
+    elif old is not None:
         shutil.rmtree(old, ignore_errors=True)

@@ -165,7 +165,9 @@ def read_tensors(
         try:
             with safe_open(file, "pt") as handle:
                 for name, stored in mine.items():
-                    yield name, _read_one(handle, stored, ranges.get(name)).to(dtype)
+                    # Copied even where the type is right: the tensor read lies in the file's pages, unaligned, and follows later
+                    # changes of the file; unaligned operands also change the last bits of matrix products.
+                    yield name, _read_one(handle, stored, ranges.get(name)).to(dtype, copy=True)
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"cannot be read ({error}).", file=file, fix="get the file again from its source.") from error
 

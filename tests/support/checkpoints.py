@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from support.models import tiny_config, tiny_model
 from torch import Tensor
 
 from ms4_train.config.schema import AdapterSection
 from ms4_train.model import Mistral4ForCausalLM, SequenceLayout, TextConfig
 from ms4_train.weights import save_model
-from support.models import tiny_config, tiny_model
 
 ATTENTION = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
 SHARED = ["shared_experts.gate_proj", "shared_experts.up_proj", "shared_experts.down_proj"]

@@ -49,7 +49,7 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
 
 
 def run_ranks(
-    script: Path, *arguments: str, ranks: int = 2, timeout: float = 180, environment: Mapping[str, str] | None = None, check: bool = True
+    script: Path, *arguments: str, ranks: int = 2, timeout: float = 400, environment: Mapping[str, str] | None = None, check: bool = True
 ) -> list[str]:
     """Run ``python script arguments...`` on ``ranks`` processes; returns what each printed (stdout and stderr).
 
@@ -79,6 +79,32 @@ def run_ranks(
     return outputs
 
 
+def run_torchrun(*arguments: str, ranks: int = 2, timeout: float = 400) -> str:
+    """Run ``torchrun --nproc-per-node RANKS arguments...``, as a user would; returns what it printed (stdout and stderr).
+
+    Raises:
+        AssertionError: it ended with an error or the time was up. torchrun ends its ranks itself when it is asked to stop.
+    """
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    environment = {
+        key: value for key, value in rank_environment(0, 1, 0).items() if not key.startswith(("RANK", "WORLD", "MASTER", "LOCAL"))
+    }
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen([*launcher, *arguments], env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+        try:
+            reason = _wait([process], time.monotonic() + timeout)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(30)
+            _kill([process])
+        (output,) = _read([log])
+    if reason is not None:
+        raise AssertionError(f"torchrun {' '.join(arguments)}: {reason}\n{output[-6000:]}")
+    return output
+
+
 def _wait(processes: list[subprocess.Popen[bytes]], deadline: float) -> str | None:
     while True:
         codes = [process.poll() for process in processes]
@@ -96,7 +122,7 @@ def _kill(processes: list[subprocess.Popen[bytes]]) -> None:
     for process in processes:
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL) if os.getpgid(process.pid) == process.pid else process.kill()
         process.wait()
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from ms4_evals.clients.base import SampleAnswer, SampleRequest
 from ms4_evals.identity import content_hash
 from ms4_evals.tasks.registry import build_tasks
-
 from ms4_train.config.evaluation import ArithmeticTask, ModesSection
 
 

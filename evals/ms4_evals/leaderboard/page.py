@@ -23,10 +23,9 @@ _CLIPPED_CHARACTERS = 4000
 _LENGTH_COLUMNS = (
     ("thinking, characters", "thinking_chars"),
     ("answer, characters", "answer_chars"),
-    ("thinking, tokens", "thinking_tokens"),
-    ("answer, tokens", "answer_tokens"),
+    ("tokens in all", "total_tokens"),
 )
-_COUNT_HEADINGS = ("cut off", "no answer", "wrong", "errors")
+_HEADINGS = ("score %", *(heading for heading, _ in _LENGTH_COLUMNS), "cut off", "no answer")
 
 
 def render_page(boards: Sequence[Board], plot: bytes) -> str:
@@ -44,7 +43,7 @@ def render_page(boards: Sequence[Board], plot: bytes) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Leaderboard</title>',
         f"<style>{STYLE}</style></head><body><main><h1>Leaderboard</h1>",
-        "<p>Scores in both reasoning modes, with 95 % intervals clustered by problem, beside the length of what was written."
+        "<p>Scores in both reasoning modes, with 95 % intervals clustered by problem, beside the mean length of what was written."
         " Only scores whose problems, prompts, grader and sampling are equal stand in one column. Click a heading to sort.</p>",
         f'<figure><img alt="Score against output length; the same numbers stand in the tables below."'
         f' src="data:image/png;base64,{image}"></figure>',
@@ -55,14 +54,11 @@ def render_page(boards: Sequence[Board], plot: bytes) -> str:
 
 
 def _board_html(board: Board) -> str:
-    heads = [_head("model", "left")]
-    groups = ['<th colspan="1"></th>']
+    heads = [_head("model", "left"), _head("points", "group-start")]
+    groups = ['<th></th><th class="group">high &minus; none</th>']
     for column in board.columns:
-        names = ["score %", *(name for name, _ in _LENGTH_COLUMNS), *_COUNT_HEADINGS]
-        groups.append(f'<th class="group" colspan="{len(names)}">{_column_html(column)}</th>')
-        heads += [_head(name, "group-start" if index == 0 else "") for index, name in enumerate(names)]
-    groups.append('<th class="group">high &minus; none</th>')
-    heads.append(_head("points", "group-start"))
+        groups.append(f'<th class="group" colspan="{len(_HEADINGS)}">{_column_html(column)}</th>')
+        heads += [_head(name, "group-start" if index == 0 else "") for index, name in enumerate(_HEADINGS)]
     rows = "".join(_row_html(board, row) for row in board.rows)
     examples = "".join(_examples_html(board, row) for row in board.rows)
     return (
@@ -85,12 +81,12 @@ def _head(name: str, css: str) -> str:
 
 
 def _row_html(board: Board, row: Row) -> str:
+    value = row.difference.value if row.difference else None
     cells = [f'<td class="left"><span title="run {escape(row.run_id)}">{escape(row.label)}</span></td>']
+    cells.append(_number(value, difference_text(row), "group-start strong"))
     for column in board.columns:
         cell = row.cells.get(column.column_id)
-        cells += _cell_html(cell.summary) if cell else [_number(None, "-", "group-start")] + [_number(None, "-")] * 8
-    value = row.difference.value if row.difference else None
-    cells.append(_number(value, difference_text(row), "group-start"))
+        cells += _cell_html(cell.summary) if cell else [_number(None, "-", "group-start")] + [_number(None, "-")] * (len(_HEADINGS) - 1)
     return f"<tr>{''.join(cells)}</tr>"
 
 
@@ -100,14 +96,16 @@ def _cell_html(summary: Summary) -> list[str]:
     for _, name in _LENGTH_COLUMNS:
         length = mean_length(summary, name)
         cells.append(_number(length, length_text(length)))
-    counts = [summary.verdicts["truncated"], summary.verdicts["no-answer"], summary.verdicts["wrong"], summary.errors]
+    counts = [summary.verdicts["truncated"], summary.verdicts["no-answer"]]
     return cells + [_number(count, str(count)) for count in counts]
 
 
 def _number(value: float | None, text: str, css: str = "") -> str:
     """A cell that sorts by its value; cells without one sort last."""
     attribute = "" if value is None else f' data-value="{value!r}"'
-    return f'<td class="{css}"{attribute}>{escape(text)}</td>'
+    first, space, interval = escape(text).partition(" [")
+    tail = f'<span class="interval">[{interval}</span>' if space else ""
+    return f'<td class="{css}"{attribute}>{first}{tail}</td>'
 
 
 def _examples_html(board: Board, row: Row) -> str:
@@ -126,8 +124,9 @@ def _cell_examples_html(board: Board, column: Column, cell: Cell) -> str:
 
 
 def _sample_html(sample: GradedSample, question: str) -> str:
+    read = "no box" if sample.extracted is None else f"read {escape(sample.extracted)}"
     facts = (
-        f"gold {escape(sample.gold)}, read {escape(str(sample.extracted))}; thinking {len(sample.thinking):,} characters"
+        f"gold {escape(sample.gold)}, {read}; thinking {len(sample.thinking):,} characters"
         f" ({sample.thinking_tokens:,} tokens), answer {len(sample.answer):,} characters ({sample.answer_tokens:,} tokens)"
     )
     if sample.opinion is not None:

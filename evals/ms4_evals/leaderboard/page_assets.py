@@ -9,15 +9,17 @@ STYLE = """
 :root { --ink: #1f2328; --faint: #6a7178; --line: #dfe3e8; --soft: #f5f7f9; }
 * { box-sizing: border-box; }
 body { margin: 0; color: var(--ink); background: #fff; font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1240px; margin: 0 auto; padding: 28px 24px 64px; }
+main { max-width: 1300px; margin: 0 auto; padding: 28px 24px 64px; }
 h1 { font-size: 28px; margin: 0 0 8px; } h2 { font-size: 20px; margin: 40px 0 2px; } h3 { font-size: 16px; margin: 22px 0 6px; }
 h4 { font-size: 14px; margin: 14px 0 4px; }
 p { max-width: 80ch; } .facts { color: var(--faint); font-size: 12.5px; font-weight: normal; margin: 2px 0 10px; }
 figure { margin: 18px 0; } figure img { max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: 6px; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; }
-th, td { padding: 6px 10px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { font-weight: 600; vertical-align: bottom; } .left { text-align: left; } .strong { font-weight: 600; }
-td { white-space: pre-line; } .group { text-align: center; border-left: 2px solid var(--line); }
+th, td { padding: 6px 9px; border-bottom: 1px solid var(--line); text-align: right; }
+th { font-weight: 600; vertical-align: bottom; } .left { text-align: left; min-width: 130px; overflow-wrap: anywhere; }
+.strong { font-weight: 600; } td { white-space: pre-line; }
+.interval { display: block; color: var(--faint); font-size: 12px; font-weight: normal; white-space: nowrap; }
+.group { text-align: center; border-left: 2px solid var(--line); }
 .group-start { border-left: 2px solid var(--line); }
 tbody tr:hover { background: var(--soft); }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid #0072b2; outline-offset: 2px; }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ms4_evals.leaderboard.collect import Board, Row
@@ -14,12 +15,26 @@ from ms4_evals.statistics.summary import Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-# Okabe and Ito's palette without its yellow, which is too pale for a line: told apart by the colour-blind too.
+# Okabe and Ito's palette without its yellow, which is too pale for a line: told apart by the colour-blind too. The number of shapes has no
+# factor in common with the number of colours, so 35 runs look different.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_SHAPES = ("o", "s", "D", "^", "v")
 _INK = "#222222"
 _FAINT = "#d9d9d9"
-_MAX_LEGEND_CHARACTERS = 48
+_GREY = "#777777"
+_MAX_LEGEND_CHARACTERS = 60
+_PANEL_INCHES = (6.9, 4.6)
+_LEGEND_LINE_INCHES = 0.24
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a run is drawn."""
+
+    colour: str
+    shape: str
 
 
 def plot_png(boards: Sequence[Board], *, dpi: int = 160) -> bytes:
@@ -30,34 +45,34 @@ def plot_png(boards: Sequence[Board], *, dpi: int = 160) -> bytes:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     columns = min(2, len(boards))
     rows = -(-len(boards) // columns)
-    figure = Figure(figsize=(6.9 * columns, 4.9 * rows), dpi=dpi, layout="constrained", facecolor="white")
-    colours = _colours(boards)
+    styles = make_styles(boards)
+    legend_lines = 2 + -(-len(styles) // columns)
+    size = (_PANEL_INCHES[0] * columns, _PANEL_INCHES[1] * rows + _LEGEND_LINE_INCHES * legend_lines)
+    figure = Figure(figsize=size, dpi=dpi, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1), facecolor="white")
     for index, board in enumerate(boards):
-        _draw_board(figure.add_subplot(rows, columns, index + 1), board, colours)
+        _draw_board(figure.add_subplot(rows, columns, index + 1), board, styles)
+    _draw_legend(figure, styles, columns)
     file = io.BytesIO()
     FigureCanvasAgg(figure).print_png(file, metadata={"Software": None, "Title": "Score against output length"})
     return file.getvalue()
 
 
-def _colours(boards: Sequence[Board]) -> dict[str, str]:
-    """One colour per label over all panels."""
+def make_styles(boards: Sequence[Board]) -> dict[str, Style]:
+    """One style per label, the same in every panel."""
     labels = list(dict.fromkeys(row.label for board in boards for row in board.rows))
-    return {label: _COLOURS[index % len(_COLOURS)] for index, label in enumerate(labels)}
+    return {label: Style(_COLOURS[index % len(_COLOURS)], _SHAPES[index % len(_SHAPES)]) for index, label in enumerate(labels)}
 
 
-def _draw_board(axes: Axes, board: Board, colours: dict[str, str]) -> None:
-    points: list[float] = []
+def _draw_board(axes: Axes, board: Board, styles: dict[str, Style]) -> None:
+    lengths: list[float] = []
     for row in board.rows:
-        summaries = [
-            row.cells[column.column_id].summary
-            for column in board.columns
-            if column.column_id in row.cells and row.cells[column.column_id].summary.is_complete
-        ]
-        points += _draw_row(axes, row, summaries, colours[row.label])
-    axes.set_title(board.title, fontsize=11.5, fontweight="bold", color=_INK, loc="left", pad=10, wrap=True)
+        cells = [row.cells[column.column_id] for column in board.columns if column.column_id in row.cells]
+        lengths += _draw_row(axes, row, [cell.summary for cell in cells if cell.summary.is_complete], styles[row.label])
+    axes.set_title(board.title, fontsize=11.5, fontweight="bold", color=_INK, loc="left", pad=10, wrap=True, parse_math=False)
     axes.set_xlabel("mean output length: characters of thinking and answer", color=_INK)
     axes.set_ylabel("score (%)", color=_INK)
     axes.set_ylim(-3, 103)
@@ -67,14 +82,12 @@ def _draw_board(axes: Axes, board: Board, colours: dict[str, str]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#888888")
     axes.tick_params(colors=_INK, labelsize=9)
-    _scale_length_axis(axes, points)
-    if points:
-        _draw_legend(axes, board, colours)
-    else:
-        axes.text(0.5, 0.5, "no finished evaluation", transform=axes.transAxes, ha="center", va="center", color="#777777")
+    _scale_length_axis(axes, lengths)
+    if not lengths:
+        axes.text(0.5, 0.5, "no finished evaluation", transform=axes.transAxes, ha="center", va="center", color=_GREY)
 
 
-def _draw_row(axes: Axes, row: Row, summaries: Sequence[Summary], colour: str) -> list[float]:
+def _draw_row(axes: Axes, row: Row, summaries: Sequence[Summary], style: Style) -> list[float]:
     """Draw one run; returns its lengths."""
     lengths: list[float] = []
     scores: list[float] = []
@@ -82,7 +95,6 @@ def _draw_row(axes: Axes, row: Row, summaries: Sequence[Summary], colour: str) -
         length, score = summary.lengths["total_chars"]["all"], summary.score
         assert length is not None
         assert score is not None
-        is_high = summary.evaluation.mode == "high"
         lengths.append(length.mean)
         scores.append(100 * score.value)
         axes.errorbar(
@@ -90,18 +102,18 @@ def _draw_row(axes: Axes, row: Row, summaries: Sequence[Summary], colour: str) -
             100 * score.value,
             xerr=[[length.mean - length.mean_low], [length.mean_high - length.mean]],
             yerr=[[100 * (score.value - score.low)], [100 * (score.high - score.value)]],
-            fmt="o",
+            fmt=style.shape,
             markersize=8,
             markeredgewidth=1.8,
-            markeredgecolor=colour,
-            markerfacecolor=colour if is_high else "white",
-            ecolor=colour,
+            markeredgecolor=style.colour,
+            markerfacecolor=style.colour if summary.evaluation.mode == "high" else "white",
+            ecolor=style.colour,
             elinewidth=1.2,
             capsize=3,
             zorder=3,
         )
-    if len(summaries) == 2:
-        axes.plot(lengths, scores, color=colour, linewidth=1.4, alpha=0.55, zorder=2)
+    if row.difference is not None:  # this run has exactly one complete column of each mode
+        axes.plot(lengths, scores, color=style.colour, linewidth=1.4, alpha=0.55, zorder=2)
     return lengths
 
 
@@ -120,19 +132,22 @@ def _scale_length_axis(axes: Axes, lengths: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def _draw_legend(axes: Axes, board: Board, colours: dict[str, str]) -> None:
+def _draw_legend(figure: Figure, styles: dict[str, Style], columns: int) -> None:
+    """Below the panels, where it covers no point: the runs, then the two modes."""
     from matplotlib.lines import Line2D
 
-    def mark(label: str, colour: str, face: str, width: float) -> Line2D:
-        return Line2D([], [], color=colour, marker="o", markerfacecolor=face, markeredgecolor=colour, linewidth=width, label=label)
+    def mark(label: str, colour: str, shape: str, face: str, width: float) -> Line2D:
+        return Line2D([], [], color=colour, marker=shape, markerfacecolor=face, markeredgecolor=colour, linewidth=width, label=label)
 
-    handles = [mark(_shortened(row.label), colours[row.label], colours[row.label], 1.4) for row in board.rows]
-    handles += [mark("none: answers directly", "#777777", "white", 0), mark("high: thinks first", "#777777", "#777777", 0)]
-    axes.legend(handles=handles, fontsize=8.5, frameon=True, framealpha=0.9, edgecolor=_FAINT, labelcolor=_INK, loc="best")
+    runs = [mark(_shortened(label), style.colour, style.shape, style.colour, 1.4) for label, style in styles.items()]
+    modes = [
+        mark("hollow: none, answers directly", _GREY, "o", "white", 0),
+        mark("filled: high, thinks first; bars: 95 % intervals", _GREY, "o", _GREY, 0),
+    ]
+    figure.legend(handles=[*runs, *modes], loc="outside lower center", ncols=columns, fontsize=9, frameon=False, labelcolor=_INK)
 
 
 def _shortened(label: str) -> str:
     # A dollar sign would start a formula, and a leading underscore hides a legend entry.
-    plain = label.replace("$", "\\$")
-    plain = f" {plain}" if plain.startswith("_") else plain
-    return plain if len(plain) <= _MAX_LEGEND_CHARACTERS else plain[: _MAX_LEGEND_CHARACTERS - 3] + "..."
+    short = label if len(label) <= _MAX_LEGEND_CHARACTERS else label[: _MAX_LEGEND_CHARACTERS - 3] + "..."
+    return (" " if short.startswith("_") else "") + short.replace("$", "\\$")

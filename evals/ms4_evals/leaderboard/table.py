@@ -8,24 +8,24 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from ms4_evals.leaderboard.collect import Board, Cell, Row
+from ms4_evals.leaderboard.collect import Board, Cell, Column, Row
 from ms4_evals.statistics.summary import Summary
 
 
 def board_table(board: Board) -> Table:
-    """One board as a table: per column the score with its interval, the length of the output, and what was not answered."""
-    caption = f"board {board.board_id[:12]}, {board.num_problems} problems, grader {board.grader_id}; intervals at 95 %"
-    table = Table(title=Text(board.title), caption=Text(caption), title_style="bold", caption_justify="left")
+    """One board as a table that fits 100 characters with two modes.
+
+    A cell holds the score with its interval, mean characters of thinking and of the answer, mean tokens of both, and what went unanswered.
+    """
+    caption = f"board {board.board_id[:12]}, grader {board.grader_id}; intervals at 95 %, clustered by problem; lengths are means"
+    table = Table(title=Text(board.title), caption=Text(caption), title_style="bold", caption_justify="left", show_lines=True)
     table.add_column("model", overflow="fold")
     for column in board.columns:
-        table.add_column(f"{column.heading}\nscore %", justify="right", no_wrap=True)
-        table.add_column(f"{column.heading}\ncharacters\nthinking + answer", justify="right")
-        table.add_column(f"{column.heading}\ntokens", justify="right")
-        table.add_column(f"{column.heading}\ncut off /\nno answer", justify="right")
-    table.add_column("high - none\npoints", justify="right", no_wrap=True)
+        table.add_column(Text(_heading(column)), justify="right")
+    table.add_column("high - none, points", justify="right", no_wrap=True)
     for row in board.rows:
-        cells = [text for column in board.columns for text in _cell_texts(row.cells.get(column.column_id))]
-        table.add_row(Text(row.label), *map(Text, cells), Text(difference_text(row)))
+        cells = [_cell_text(row.cells.get(column.column_id)) for column in board.columns]
+        table.add_row(Text(row.label), *cells, Text(difference_text(row)))
     return table
 
 
@@ -39,7 +39,7 @@ def score_text(summary: Summary) -> str:
 
 
 def difference_text(row: Row) -> str:
-    """``+77.5 [74.1, 80.9]``, or a hyphen."""
+    """``+77.5 [+74.1, +80.9]``, or a hyphen."""
     if row.difference is None:
         return "-"
     return f"{100 * row.difference.value:+.1f} [{100 * row.difference.low:+.1f}, {100 * row.difference.high:+.1f}]"
@@ -58,9 +58,19 @@ def length_text(value: float | None) -> str:
     return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
 
 
-def _cell_texts(cell: Cell | None) -> list[str]:
+def _heading(column: Column) -> str:
+    temperature, limit = column.sampling.get("temperature"), column.sampling.get("max_tokens")
+    return f"{column.heading}: score %\ntemperature {temperature},\nat most {limit:,} tokens\n{column.column_id[:12]}"
+
+
+def _cell_text(cell: Cell | None) -> Text:
     if cell is None:
-        return ["-"] * 4
+        return Text("-")
     summary = cell.summary
     thinking, answer, tokens = (length_text(mean_length(summary, name)) for name in ("thinking_chars", "answer_chars", "total_tokens"))
-    return [score_text(summary), f"{thinking} + {answer}", tokens, f"{summary.verdicts['truncated']} / {summary.verdicts['no-answer']}"]
+    text = Text(score_text(summary), style="bold")
+    text.append(f"\n{thinking} + {answer} characters\n{tokens} tokens", style="not bold")
+    truncated, silent = summary.verdicts["truncated"], summary.verdicts["no-answer"]
+    if truncated or silent:
+        text.append(f"\n{truncated} cut off, {silent} no answer", style="not bold yellow")
+    return text

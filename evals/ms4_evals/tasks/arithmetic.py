@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from ms4_train.errors import EvaluationError
-from ms4_train.storage import atomic_write_text
+from ms4_train.storage import atomic_write_text, storage_errors
 
 Split = Literal["train", "heldout"]
 
@@ -152,6 +152,8 @@ def write_training_rows(
         direct = int((index + 1) * direct_share) > int(index * direct_share)
         lines.append(json.dumps(_chat_row(problem, direct), ensure_ascii=False))
     path = Path(path)
+    with storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(path, "".join(line + "\n" for line in lines))
     return path
 

@@ -154,6 +154,14 @@ def test_a_row_may_end_with_a_call() -> None:
     assert trained_text(tiny_tokenizer(), row) == ["[TOOL_CALLS]f[ARGS]{}</s>"]
 
 
+def test_a_user_may_speak_right_after_a_result() -> None:
+    conversation = tool_row()
+    del conversation["messages"][5]
+    row = read_row(conversation)
+    assert [message.role for message in row.messages][4:6] == ["tool", "user"]
+    assert tiny_tokenizer().encode_row(row).token_ids == tiny_tokenizer().encode_with_mistral_common(row)
+
+
 def test_num_trained_counts_the_mask() -> None:
     encoded = tiny_tokenizer().encode_row(read_row(chat("q", "a")))
     assert encoded.num_trained == sum(encoded.loss_mask) == len(tiny_tokenizer().encode_text("a")) + 1

@@ -22,7 +22,7 @@ def test_both_modes_run_unless_one_is_null():
 def test_the_task_key_chooses_the_section():
     tasks = run(tasks=[{"task": "aime"}, {"task": "arithmetic", "problems": 3}]).tasks
     assert [type(task) for task in tasks] == [AimeTask, ArithmeticTask]
-    with pytest.raises(ValidationError, match="tasks.0.aime.problems"):
+    with pytest.raises(ValidationError, match=r"tasks\.0\.aime\.problems"):
         run(tasks=[{"task": "aime", "problems": 3}])
 
 

@@ -111,3 +111,28 @@ def test_budget_equal_to_the_slots_still_lets_a_prompt_through() -> None:
         compute(pieces)
     assert lengths[0] == [1]
     assert lengths[1:10] == [[1, 1]] * 9
+
+
+def test_a_nearly_full_batch_holds_new_prompts_until_several_can_start_or_some_steps_have_passed() -> None:
+    scheduler = scheduler_with([2] * 40, max_running=16, token_budget=100)
+    pieces = scheduler.next_step()
+    assert len(pieces) == 16
+    compute(pieces)
+    scheduler.finish(pieces[3].sequence)
+    waited = 0
+    while scheduler.num_running == 15:
+        compute(scheduler.next_step())
+        waited += 1
+    assert waited == 17, "one free slot of 16 is taken after 16 steps of holding"
+    pieces = scheduler.next_step()
+    compute(pieces)
+    for piece in pieces[-2:]:
+        scheduler.finish(piece.sequence)
+    assert len([piece for piece in scheduler.next_step() if piece.start == 0]) == 2, "two of 16 free slots are taken at once"
+
+
+def test_a_batch_with_room_starts_new_prompts_at_once() -> None:
+    scheduler = scheduler_with([3], max_running=16, token_budget=100)
+    compute(scheduler.next_step())
+    scheduler.add(make_sequence(1, 4))
+    assert shape(scheduler.next_step()) == [(0, 3, 1), (1, 0, 4)]

@@ -55,7 +55,13 @@ def test_many_documents_need_few_rectangles_and_little_padding():
 
 
 def test_short_documents_share_one_rectangle():
-    assert len(DocumentGroups.from_lengths((64, 2, 33, 5)).rectangles) == 1
+    assert len(DocumentGroups.from_lengths((64, 16, 33, 50)).rectangles) == 1
+
+
+def test_many_tiny_documents_beside_a_short_one_are_not_blown_up():
+    groups = DocumentGroups.from_lengths((64, *(1,) * 500))
+    assert groups.token_s is not None
+    assert groups.token_s.numel() == 564
 
 
 def test_equal_lengths_are_not_copied():

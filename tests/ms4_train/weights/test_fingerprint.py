@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from support.checkpoints import edit_json, rewrite, saved_tiny
 
 from ms4_train.weights import base_fingerprint
-from support.checkpoints import edit_json, rewrite, saved_tiny
 
 
 @pytest.fixture

@@ -57,9 +57,13 @@ def test_lack_of_space_is_found_before_writing(tmp_path):
 
 
 def test_write_error_is_typed_and_leaves_nothing(tmp_path):
-    with pytest.raises(StorageError, match="disk is full"), whole_folder(tmp_path / "y", needed_bytes=1, replaceable=None) as temporary:
-        (temporary / "a.txt").write_text("half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def write_half():
+        with whole_folder(tmp_path / "y", needed_bytes=1, replaceable=None) as temporary:
+            (temporary / "a.txt").write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StorageError, match="disk is full"):
+        write_half()
     assert names(tmp_path) == []
 
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from support.models import hf_config, tiny_config
 
 from ms4_train.errors import MS4Error, UntrustedInputError, WeightsError
 from ms4_train.weights.hf_config import read_config, to_generation_config, to_hf_config
-from support.models import hf_config, tiny_config
 
 
 def write(folder, content, name="config.json"):

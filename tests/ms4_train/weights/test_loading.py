@@ -8,12 +8,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.checkpoints import our_logits, relative_error, rewrite, saved_tiny, their_logits, write_safetensors
+from support.models import hf_twin, tiny_config, tiny_model
 
 from ms4_train.errors import MS4Error
 from ms4_train.model import Mistral4Experts
 from ms4_train.weights.loading import first_expert, load_model
-from support.checkpoints import our_logits, relative_error, rewrite, saved_tiny, their_logits, write_safetensors
-from support.models import hf_twin, tiny_config, tiny_model
 
 CLOSE = 1e-5
 

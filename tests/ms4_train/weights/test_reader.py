@@ -5,12 +5,12 @@ import logging
 
 import pytest
 import torch
+from support.checkpoints import edit_json, rewrite, saved_tiny, write_safetensors
+from support.models import tiny_config
 
 from ms4_train.errors import MS4Error, UntrustedInputError, WeightsError
 from ms4_train.weights.loading import expected_shapes
 from ms4_train.weights.reader import check_tensors, read_tensors, scan_checkpoint, warn_of_vision
-from support.checkpoints import edit_json, rewrite, saved_tiny, write_safetensors
-from support.models import tiny_config
 
 Q_A = "model.layers.0.self_attn.q_a_proj.weight"
 

@@ -5,8 +5,8 @@ import json
 import operator
 
 import pytest
-from ms4_evals.tasks import arithmetic
 
+from ms4_evals.tasks import arithmetic
 from ms4_train.errors import EvaluationError
 
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}

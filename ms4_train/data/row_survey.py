@@ -1,7 +1,7 @@
 """What the rows of a run come to: counts, tokens, the share of tokens with loss, and every fault with its place.
 
 Printed before the first step, so that a run whose mask covers nothing, or whose rows were dropped, is seen and refused.
-``ms4_train.data.prepare`` fills these records. Exercise it: ``pytest tests/ms4_train/data/test_survey.py``.
+``ms4_train.data.preparation`` fills these records. Exercise it: ``pytest tests/ms4_train/data/test_row_survey.py``.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Rows of sources that do not stream are kept in memory as five bytes per token, s
 training and never in the middle of it. Of a streaming source the first rows are looked at.
 
 Legend of shape suffixes: t = tokens of all documents of a source, one behind the other; n = documents.
-Exercise it: ``pytest tests/ms4_train/data/test_prepare.py``.
+Exercise it: ``pytest tests/ms4_train/data/test_preparation.py``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from ms4_train.chat import ChatTokenizer
 from ms4_train.config.schema import DataSection, DatasetSource
 from ms4_train.data.pipeline import PromptValues, RowPipeline, to_document
+from ms4_train.data.row_survey import SourceCounts, Survey
 from ms4_train.data.rows import Document
 from ms4_train.data.sources import iter_rows
 from ms4_train.data.split import is_held_out
-from ms4_train.data.survey import SourceCounts, Survey
 
 STREAM_SAMPLE_ROWS = 1000
 """Rows of a streaming source that are looked at before a run."""
@@ -185,6 +185,8 @@ def check_rows(source: DatasetSource, section: DataSection, tokenizer: ChatToken
     for raw in iter_rows(source):
         counts.rows_read += 1
         outcome = pipeline.process(raw)
+        if outcome.encoded is not None:
+            counts.longest = max(counts.longest, len(outcome.encoded.token_ids))
         if outcome.fault is not None:
             result.add_fault(counts, outcome.fault)
             continue
@@ -192,7 +194,6 @@ def check_rows(source: DatasetSource, section: DataSection, tokenizer: ChatToken
         if outcome.row is not None:
             counts.add_row(outcome.row)
         if outcome.encoded is not None:
-            counts.longest = max(counts.longest, len(outcome.encoded.token_ids))
             counts.tokens += len(outcome.encoded.token_ids)
             counts.trained_tokens += sum(outcome.encoded.loss_mask[1:])
     return result

@@ -1,0 +1,53 @@
+# Everything a newcomer or a machine runs. `make setup` happens by itself before the other targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# One process per core, eight at most: each one imports torch (about 0.5 GB).
+TEST_PROCESSES ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); [ $$n -gt 8 ] && n=8; echo $$n)
+# Tests of one file stay in one process, so that what a file sets up once is set up once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
+
+.PHONY: help setup quickstart test test-full test-gpu check format bench clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: $(STAMP)  ## .venv with the pinned versions of constraints.txt
+
+$(STAMP): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,serve,eval]'
+	touch $@
+
+quickstart: setup  ## data, training, LoRA and evaluation of a tiny model, in minutes
+	$(BIN)/python -m ms4_recipes.quickstart
+
+test: setup  ## all tests but the slow ones and those that need a GPU
+	$(PYTEST) -m "not slow and not gpu"
+
+test-full: setup  ## the slow ones too
+	$(PYTEST) -m "not gpu"
+
+test-gpu: setup  ## those that need a CUDA device, one process
+	$(BIN)/pytest -m gpu
+
+check: setup  ## style, types, layers, layout
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/pytest tests/test_layout.py
+
+format: setup  ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## comparisons with named peers
+	@ls benchmarks/bench_*.py >/dev/null 2>&1 || echo "there is no benchmarks/bench_*.py yet"
+	@for file in $$(ls benchmarks/bench_*.py 2>/dev/null); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+clean:  ## caches and builds; .venv and runs stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find ms4_train kernels recipes evals tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,132 @@
+r"""The integer check, over every answer form that is known to have misled a grader."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ms4_evals.graders.integer import Grade, IntegerGrader, read_integer
+
+GRADER = IntegerGrader()
+
+# (final answer, gold, verdict). The first block is the forms named by the literature on AIME graders.
+FORMS = [
+    (r"\boxed{70}", "70", "correct"),
+    (r"\boxed{070}", "70", "correct"),
+    (r"\boxed{70.0}", "70", "correct"),
+    (r"\boxed{70.}", "70", "correct"),
+    (r"\boxed{70^\circ}", "70", "correct"),
+    (r"\boxed{70^{\circ}}", "70", "correct"),
+    (r"\boxed{{70^\circ}}", "70", "correct"),
+    ("\\boxed{70\N{DEGREE SIGN}}", "70", "correct"),
+    (r"\boxed{\text{70}}", "70", "correct"),
+    (r"\boxed{\mathbf{70}}", "70", "correct"),
+    (r"\boxed{\textbf{\text{70}}}", "70", "correct"),
+    (r"\boxed{1{,}234}", "1234", "correct"),
+    (r"\boxed{1,234}", "1234", "correct"),
+    (r"\boxed{1\,234}", "1234", "correct"),
+    (r"\boxed{12,345,678}", "12345678", "correct"),
+    (r"\boxed{1{,}\!234}", "1234", "correct"),
+    (r"\boxed{m+n=70}", "70", "correct"),
+    (r"\boxed{m + n = 35 + 35 = 70}", "70", "correct"),
+    (r"\boxed{140/2}", "70", "correct"),
+    (r"\boxed{\frac{140}{2}}", "70", "correct"),
+    (r"\boxed{\dfrac{-140}{-2}}", "70", "correct"),
+    (r"First $\boxed{35}$. Later: $\boxed{70}$.", "70", "correct"),
+    (r"First $\boxed{70}$. Later: $\boxed{35}$.", "70", "wrong"),
+    (r"\boxed{70 \pmod{1000}}", "70", "correct"),
+    (r"\boxed{N \equiv 70 \pmod{1000}}", "70", "correct"),
+    (r"\boxed{70 \text{ (mod } 1000)}", "70", "wrong"),
+    (r"\boxed{70 (mod 1000)}", "70", "correct"),
+    (r"\boxed{\boxed{70}}", "70", "correct"),
+    (r"\boxed{x=\boxed{70}}", "70", "correct"),
+    (r"\fbox{70}", "70", "correct"),
+    (r"\boxed{70\text{ units}}", "70", "correct"),
+    (r"\boxed{\text{The answer is }70}", "70", "correct"),
+    (r"\boxed{ 70 }", "70", "correct"),
+    (r"\boxed{\left(70\right)}", "70", "correct"),
+    (r"\boxed{$70$}", "70", "correct"),
+    (r"\boxed{\$70}", "70", "correct"),
+    (r"\boxed{\displaystyle 70}", "70", "correct"),
+    (r"\boxed{000}", "0", "correct"),
+    ("\\boxed{\N{MINUS SIGN}70}", "70", "wrong"),
+    # Several values commit to none of them, even when one of them is right.
+    (r"\boxed{x=35, y=70}", "70", "wrong"),
+    (r"\boxed{35, 70}", "70", "wrong"),
+    (r"\boxed{35,70}", "70", "wrong"),
+    (r"\boxed{35\text{ and }70}", "70", "wrong"),
+    (r"\boxed{35\text{ and }700}", "35700", "wrong"),
+    (r"\boxed{35 \text{ or } 70}", "70", "wrong"),
+    (r"\boxed{35; 70}", "70", "wrong"),
+    # Not an integer, or not the gold one.
+    (r"\boxed{71}", "70", "wrong"),
+    (r"\boxed{-70}", "70", "wrong"),
+    (r"\boxed{70.5}", "70", "wrong"),
+    (r"\boxed{141/2}", "70", "wrong"),
+    (r"\boxed{70/0}", "70", "wrong"),
+    (r"\boxed{70\%}", "70", "wrong"),
+    (r"\boxed{7^2}", "72", "wrong"),
+    ("\\boxed{7\N{SUPERSCRIPT TWO}}", "72", "wrong"),
+    ("\\boxed{\N{FULLWIDTH DIGIT SEVEN}\N{FULLWIDTH DIGIT ZERO}}", "70", "wrong"),
+    (r"\boxed{\sqrt{4900}}", "70", "wrong"),
+    (r"\boxed{\text{none}}", "70", "wrong"),
+    (r"\boxed{70x}", "70", "wrong"),
+    (r"\boxed{7_{10}}", "7", "wrong"),
+    # No box, no answer: nothing is fished out of prose.
+    ("The answer is 70.", "70", "no-answer"),
+    (r"\boxed{}", "70", "no-answer"),
+    (r"\boxed{ }", "70", "no-answer"),
+    (r"\boxed{70", "70", "no-answer"),
+    ("", "70", "no-answer"),
+]
+
+
+@pytest.mark.parametrize(("answer", "gold", "verdict"), FORMS)
+def test_answer_forms(answer, gold, verdict):
+    assert GRADER.grade(answer, gold, is_truncated=False).verdict == verdict
+
+
+def test_the_thinking_is_never_graded():
+    """A grader gets the final answer alone: with the box only in the thinking there is none to find."""
+    thinking, answer = r"I find \boxed{70}.", "The answer follows."
+    assert GRADER.grade(answer, "70", is_truncated=False) == Grade("no-answer", None)
+    assert GRADER.grade(thinking + answer, "70", is_truncated=False).verdict == "correct", "the box itself is readable"
+
+
+def test_truncated_samples():
+    assert GRADER.grade("", "70", is_truncated=True) == Grade("truncated", None)
+    assert GRADER.grade(r"Let me box it: \boxed{7", "70", is_truncated=True).verdict == "truncated"
+    assert GRADER.grade(r"\boxed{70} Let me also explain that", "70", is_truncated=True).verdict == "correct"
+
+
+def test_what_was_read_is_reported():
+    assert GRADER.grade(r"\boxed{m+n=070}", "7", is_truncated=False) == Grade("wrong", "70")
+    assert GRADER.grade(r"\boxed{x=35, y=70}", "70", is_truncated=False).extracted == "x=35, y=70"
+
+
+@pytest.mark.parametrize("inner", ["9" * 5000, "9" * 41, "{" * 300, "\\text{" * 60 + "7" + "}" * 60, "(" * 200 + "7" + ")" * 200])
+def test_hostile_boxes_end_quickly(inner):
+    read_integer(inner)
+
+
+@given(st.integers(0, 10**12))
+@settings(max_examples=100, deadline=None)
+def test_every_common_way_to_write_an_integer_is_read_back(value):
+    grouped = f"{value:,}"
+    forms = [
+        str(value),
+        f"{value:012d}",
+        grouped,
+        grouped.replace(",", "{,}"),
+        f"{value}.00",
+        f"\\text{{{value}}}",
+        f"n={value}",
+        f"{2 * value}/2",
+    ]
+    assert [read_integer(form) for form in forms] == [value] * len(forms)
+
+
+@given(st.text(alphabet="0123456789{},.=-+/\\ ()xt$^", max_size=30))
+@settings(max_examples=300, deadline=None)
+def test_no_text_makes_the_grader_raise(inner):
+    result = read_integer(inner)
+    assert result is None or isinstance(result, int)

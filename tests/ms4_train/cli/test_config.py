@@ -1,0 +1,51 @@
+"""``ms4 config``: what it prints is what a user needs next."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import pytest
+from typer.testing import CliRunner
+
+from ms4_train.cli.main import app
+from ms4_train.config import load_run
+from ms4_train.errors import ConfigError
+
+RUN = "recipe: sft\noutput_dir: x\nmodel: {path: m}\ndata: {train: [{path: a}]}\n"
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(RUN)
+    return path
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["config", *map(str, arguments)])
+
+
+def test_check(file):
+    assert invoke("check", file).output == f"{file}: ok (recipe sft)\n"
+    result = invoke("check", file, "seed=-1")
+    assert isinstance(result.exception, ConfigError)
+    assert "override seed=-1: seed: -1 is out of range" in str(result.exception)
+
+
+def test_show_prints_a_file_that_is_the_same_run(file, tmp_path):
+    result = invoke("show", file, "adapter.r=8", "tracking.wandb.tags=[a, 'no']")
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(result.output)
+    assert load_run(resolved) == load_run(file, ["adapter.r=8", "tracking.wandb.tags=[a, 'no']"])
+
+
+def test_schema(tmp_path):
+    printed = json.loads(invoke("schema").output)
+    jsonschema.Draft202012Validator.check_schema(printed)
+    only = json.loads(invoke("schema", "--recipe", "eval").output)
+    assert "tasks" in only["properties"]
+    out = tmp_path / "schema.json"
+    assert invoke("schema", "--out", out).output == f"wrote {out}\n"
+    assert json.loads(out.read_text()) == printed
+    assert isinstance(invoke("schema", "--recipe", "dpo").exception, ConfigError)

@@ -1,0 +1,66 @@
+"""What a person reads before the first step."""
+
+import pytest
+from support.models import tiny_model
+
+from ms4_train.adapters import attach
+from ms4_train.config.schema import AdapterSection, TrainingSection
+from ms4_train.data import Survey
+from ms4_train.data.row_survey import SourceCounts
+from ms4_train.errors import TrainingError
+from ms4_train.training.announce import RunLength, TrainedParameters, announcement
+
+
+def survey():
+    counts = SourceCounts("rows.jsonl", 1.0, rows_read=10, rows_kept=9, rows_bad=1, tokens=1000, trained_tokens=250)
+    return Survey(sources=[counts])
+
+
+def lines(model, attached=None, **length):
+    values = {"total_steps": 40, "first_step": 0, "epoch_steps": 10, "rows_per_step": 4, "rows_per_epoch": 40, "max_length": 128, **length}
+    return list(announcement(TrainedParameters.of_model(model), attached, survey(), RunLength(**values), TrainingSection()))
+
+
+def test_full_model_lists_kinds_of_parameters_with_exact_sums():
+    model = tiny_model()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = TrainedParameters.of_model(model)
+    assert trained.trainable == trained.total == total == model.config.num_parameters()
+    assert sum(group.parameters for group in trained.groups) == total
+    shown = lines(model)
+    assert any("model.layers.*.mlp.experts.down_proj" in line and "2 tensors" in line for line in shown)
+    assert f"  {total:,} of {total:,} parameters (100.000%)" in shown
+
+
+def test_adapter_lists_matched_modules():
+    model = tiny_model()
+    attached = attach(model, AdapterSection(r=2, target_modules=["o_proj"], target_parameters=["mlp.experts.down_proj"]))
+    shown = "\n".join(lines(model, attached))
+    assert "o_proj                 2 modules" in shown
+    assert "mlp.experts.down_proj  2 modules" in shown
+    assert f"{attached.trainable:,} of {attached.total:,} parameters" in shown
+
+
+def test_a_rank_with_some_experts_counts_all():
+    whole, part = tiny_model(), tiny_model()
+    for layer in part.model.layers:
+        for name in ("gate_up_proj", "down_proj"):
+            parameter = getattr(layer.mlp.experts, name)
+            parameter.data = parameter.data[:2].clone()
+    assert TrainedParameters.of_model(part) == TrainedParameters.of_model(whole)
+
+
+def test_data_and_length_are_said():
+    shown = "\n".join(lines(tiny_model()))
+    assert "1,000, of which 250 carry loss (25.0%)" in shown
+    assert "40 steps; 40 packed rows per epoch, 4.00 epochs in all" in shown
+    assert "4 packed rows per step, at most 512 tokens" in shown
+    assert "30 of 40 steps, resumed after step 10" in "\n".join(lines(tiny_model(), first_step=10))
+    assert "epoch" not in "\n".join(lines(tiny_model(), rows_per_epoch=None))
+
+
+def test_nothing_trained_is_refused():
+    model = tiny_model()
+    model.requires_grad_(False)
+    with pytest.raises(TrainingError, match="no parameter"):
+        TrainedParameters.of_model(model)

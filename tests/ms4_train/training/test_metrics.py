@@ -1,0 +1,90 @@
+"""Operations against closed forms and torch's own counter; router load by hand."""
+
+import pytest
+import torch
+from support.models import tiny_config, tiny_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from ms4_train.model import Mistral4ForCausalLM, SequenceLayout, TextConfig
+from ms4_train.training.loss import next_token_loss
+from ms4_train.training.metrics import ExpertCounter, FlopCounter, Speedometer, peak_flops, router_load
+
+
+def test_release_has_its_active_parameters():
+    with torch.device("meta"):
+        counter = FlopCounter.of_model(Mistral4ForCausalLM(TextConfig()))
+    # Spec section 1.3: 5.559 billion active without embedding and head, norms (0.3 million) included there and not here.
+    assert counter.per_token / 6 == pytest.approx(5.559e9, rel=1e-3)
+    assert counter.per_trained_token == 6 * 131072 * 4096
+    assert counter.per_attention_pair == 6 * 36 * 32 * (128 + 128)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_products_equal_torchs_own_count(frozen):
+    """Every expert is chosen for every token, so that the reference's dense products are what is active."""
+    config = tiny_config(n_routed_experts=2, num_experts_per_tok=2)
+    model = tiny_model(config)
+    if frozen:
+        # A frozen base with a trained embedding: gradients of inputs everywhere, of weights nowhere but there.
+        model.requires_grad_(False)
+        model.model.embed_tokens.weight.requires_grad_(True)
+    tokens = torch.randint(0, 512, (24,))
+    with FlopCounterMode(display=False) as counted:
+        hidden = model(tokens, SequenceLayout.from_lengths((24,)))
+        next_token_loss(model.lm_head, hidden, tokens).backward()
+    products = sum(flops for op, flops in counted.get_flop_counts()["Global"].items() if str(op) in {"aten.mm", "aten.bmm", "aten.addmm"})
+    counter = FlopCounter.of_model(model)
+    ours = counter.count(tokens=24, trained_tokens=24, lengths=())
+    assert ours == pytest.approx(products, rel=0.02)
+
+
+def test_attention_is_counted_inside_documents():
+    counter = FlopCounter(per_token=10.0, per_trained_token=100.0, per_attention_pair=1.0)
+    assert counter.count(tokens=7, trained_tokens=2, lengths=(3, 4)) == 70 + 200 + (6 + 10)
+
+
+def test_frozen_parts_cost_two_thirds():
+    model = tiny_model()
+    full = FlopCounter.of_model(model)
+    model.requires_grad_(False)
+    assert FlopCounter.of_model(model).per_token == pytest.approx(full.per_token * 4 / 6)
+
+
+def test_router_load():
+    load = router_load(torch.tensor([[4, 4, 4, 4], [16, 0, 0, 0]]))
+    assert load.max_over_mean == pytest.approx((1 + 4) / 2)
+    assert load.dead_experts == 3
+
+
+def test_expert_counts_add_up_over_micro_batches():
+    model, counter = tiny_model(), ExpertCounter()
+    assert counter.take() is None
+    for length in (5, 9):
+        model(torch.arange(length), SequenceLayout.from_lengths((length,)))
+        counter.add(model.expert_counts())
+    counts = counter.take()
+    assert counts.shape == (2, 8)
+    assert counts.sum(dim=1).tolist() == [14 * 2, 14 * 2]
+    assert counter.take() is None
+
+
+def test_speed(monkeypatch):
+    clock = iter([10.0, 12.0, 20.0, 21.0]).__next__
+    monkeypatch.setattr("ms4_train.training.metrics.time.perf_counter", clock)
+    speed = Speedometer(peak=1000.0)
+    speed.add(100, 500.0)
+    assert speed.read() == {"tokens_per_second": 50.0, "mfu": 0.25}
+    assert Speedometer(peak=None).read() == {"tokens_per_second": 0.0}
+
+
+def test_peak_of_this_machine_is_plausible():
+    assert 1e8 < peak_flops(torch.device("cpu"), torch.bfloat16) < 1e14
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA GB200", 2.5e15), ("NVIDIA L40S", 362e12), ("Unknown", None)],
+)
+def test_known_devices(monkeypatch, name, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda"), torch.bfloat16) == expected
