@@ -170,6 +170,12 @@ def _request(
             fix="shorten it; in a chat, /reset begins anew.",
         )
     max_tokens = options["max_tokens"] if options["max_tokens"] is not None else min(DEFAULT_MAX_TOKENS, room)
+    if max_tokens > room:
+        raise EngineError(
+            f"{max_tokens} is more than the {room} tokens that a prompt of {len(prompt_ids)} leaves of the model's limit {engine.max_context}.",
+            key="--max-tokens",
+            fix="lower it, or leave it out.",
+        )
     temperature = options["temperature"] if options["temperature"] is not None else (0.7 if mode is Mode.high else 0.0)
     sampling = SamplingParams(temperature=temperature, top_p=options["top_p"], seed=options["seed"], max_tokens=max_tokens)
     return GenerationRequest(mode.value, prompt_ids, sampling)
@@ -222,6 +228,10 @@ def _print_stream(engine: Engine, tokenizer: ChatTokenizer, request: GenerationR
     return stream.completion, completion_answer(stream.completion, tokenizer)
 
 
+def _note(console: Console, text: str) -> None:
+    console.print(printable(text), style="dim", highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
 def _read_prompt(prompt: str) -> str:
     if prompt != "-":
         return prompt
@@ -259,7 +269,7 @@ def generate(
     console, notes = Console(), Console(stderr=True)
     if not both_modes and not as_json:
         completion, answer = _print_stream(engine, chat_tokenizer, requests[0], console)
-        notes.print(_footer(completion, answer), style="dim", highlight=False)
+        _note(notes, _footer(completion, answer))
         return
     for completion in engine.generate(requests):
         answer = completion_answer(completion, chat_tokenizer)
@@ -272,7 +282,7 @@ def generate(
         for token_id in completion.token_ids:
             printer.push(token_id)
         printer.finish()
-        notes.print(_footer(completion, answer), style="dim", highlight=False)
+        _note(notes, _footer(completion, answer))
 
 
 class Conversation:
@@ -325,7 +335,7 @@ class Conversation:
         except KeyboardInterrupt:
             self._say("stopped; this turn is forgotten")
             return
-        if not answer.content or answer.tool_calls:
+        if not answer.content.strip() or answer.tool_calls:
             self._say("no plain answer; this turn is forgotten")
             return
         reply: dict[str, Any] = {"role": "assistant", "content": answer.content}
@@ -361,7 +371,7 @@ def chat(
         return answer
 
     def say(text: str) -> None:
-        notes.print(printable(text), style="dim", highlight=False, markup=False)
+        _note(notes, text)
 
     conversation = Conversation(ask, say, mode, system)
     say(f"{model.name}, mode {mode.value}. {CHAT_HELP}")

@@ -92,11 +92,14 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         return next((flops for known, flops in _PEAK_FLOPS.items() if known in name), None)
-    # Some CPUs multiply bf16 far slower than fp32; what the device can do is the better of the two.
-    return max(_measured_flops(measured) for measured in {dtype, torch.float32})
+    measured = _measured_flops(torch.float32, size=768)
+    if dtype != torch.float32:
+        # Many CPUs multiply bf16 far slower than fp32 (hence the smaller product); what the device can do is the better of the two.
+        measured = max(measured, _measured_flops(dtype, size=192))
+    return measured
 
 
-def _measured_flops(dtype: torch.dtype, size: int = 768, repeats: int = 4) -> float:
+def _measured_flops(dtype: torch.dtype, *, size: int, repeats: int = 4) -> float:
     factor = torch.ones(size, size, dtype=dtype)
     best = float("inf")
     for _ in range(repeats):

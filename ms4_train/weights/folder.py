@@ -45,7 +45,7 @@ def whole_folder(target: Path, *, needed_bytes: int, replaceable: Sequence[str] 
     try:
         with storage_errors(target, needed_bytes):
             _sweep(target)
-            require_free_bytes(target.parent, needed_bytes + MARGIN_BYTES)
+            require_free_bytes(target, needed_bytes + MARGIN_BYTES)
             temporary.mkdir()
             yield temporary
             _settle(temporary)

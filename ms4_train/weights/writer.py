@@ -6,6 +6,7 @@ is one shard. Exercise it: ``pytest tests/ms4_train/weights/test_writer.py``.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -60,24 +61,21 @@ def save_model(
         UntrustedInputError: ``tokenizer_file`` cannot be read.
     """
     pairs = cast(Iterator[tuple[str, Tensor]], iter(state.items() if isinstance(state, Mapping) else state))
-    first = next(pairs, None)
-    if first is None:
-        raise WeightsError("there are no tensors to write.", file=folder)
-    dtype = dtype or first[1].dtype
+    if dtype is None:
+        first = next(pairs, None)
+        if first is None:
+            raise WeightsError("there are no tensors to write.", file=folder)
+        dtype = first[1].dtype
+        pairs = itertools.chain([first], pairs)
     tokenizer = None if tokenizer_file is None else read_bytes(tokenizer_file, max_bytes=MAX_TOKENIZER_BYTES)
     shapes = expected_shapes(config)
     needed = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize + len(tokenizer or b"")
     with whole_folder(Path(folder), needed_bytes=needed, replaceable=OWN_FILES if replace else None) as temporary:
-        _write_shards(_checked(_chained(first, pairs), shapes, dtype), temporary, max_shard_bytes)
+        _write_shards(_checked(pairs, shapes, dtype), temporary, max_shard_bytes)
         _write_json(temporary / CONFIG_FILE, to_hf_config(config, dtype=dtype))
         _write_json(temporary / "generation_config.json", to_generation_config(config))
         if tokenizer is not None:
             (temporary / TOKENIZER_FILE).write_bytes(tokenizer)
-
-
-def _chained(first: tuple[str, Tensor], rest: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    yield first
-    yield from rest
 
 
 def _checked(

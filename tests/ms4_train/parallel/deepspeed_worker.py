@@ -4,6 +4,7 @@ Every check compares with ``LocalEngine`` in this same process, which takes the 
 two checks as safetensors, for one process to resume from.
 """
 
+import contextlib
 import copy
 import json
 import math
@@ -98,7 +99,33 @@ def check_stage_1(mesh, folder):
 
 
 def check_stage_3(mesh, folder):
-    return with_resume(mesh, *compared(mesh, 2, stage=3), stage=3)
+    with everything_partitioned():
+        report, engine, model = compared(mesh, 2, stage=3)
+        report["partitioned"] = all(parameter.numel() == 0 for parameter in model.parameters())
+        return with_resume(mesh, report, engine, model, stage=3)
+
+
+def check_stage_3_lora(mesh, folder):
+    adapter = AdapterSection(**RANK, target_modules=ATTENTION, target_parameters=EXPERTS)
+    with everything_partitioned():
+        return with_resume(mesh, *compared(mesh, 2, stage=3, adapter=adapter), stage=3, adapter=adapter)
+
+
+@contextlib.contextmanager
+def everything_partitioned():
+    """DeepSpeed keeps small parameters whole, and all of ours are small; take that away."""
+    config = deepspeed_setup.engine_config
+    off = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
+
+    def changed(*arguments, **options):
+        made = config(*arguments, **options)
+        return {**made, "zero_optimization": made["zero_optimization"] | off}
+
+    deepspeed_setup.engine_config = changed
+    try:
+        yield
+    finally:
+        deepspeed_setup.engine_config = config
 
 
 def check_bf16(mesh, folder):

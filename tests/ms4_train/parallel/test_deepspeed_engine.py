@@ -33,12 +33,17 @@ def test_lora_on_attention_and_experts_equals_one_process_over_five_steps(deepsp
         assert report["lora"]["parameters"] == 2 * 2 * (5 + 2)
 
 
-@pytest.mark.parametrize("check", ["resume", "stage_1", "stage_3", "checkpointing", "data_parallel"])
+@pytest.mark.parametrize("check", ["resume", "stage_1", "stage_3", "stage_3_lora", "checkpointing", "data_parallel"])
 def test_other_layouts_equal_one_process(deepspeed_report, check):
     for report in deepspeed_report:
         _assert_close(report[check])
 
 
+def test_stage_3_holds_no_parameter_whole_between_steps(deepspeed_report):
+    assert all(report["stage_3"]["partitioned"] for report in deepspeed_report)
+
+
+@pytest.mark.slow
 def test_four_ranks_that_hold_each_expert_twice(four_rank_report):
     for report in four_rank_report:
         _assert_close(report["resume"])

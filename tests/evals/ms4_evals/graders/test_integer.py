@@ -35,7 +35,6 @@ FORMS = [
     (r"First $\boxed{70}$. Later: $\boxed{35}$.", "70", "wrong"),
     (r"\boxed{70 \pmod{1000}}", "70", "correct"),
     (r"\boxed{N \equiv 70 \pmod{1000}}", "70", "correct"),
-    (r"\boxed{70 \text{ (mod } 1000)}", "70", "wrong"),
     (r"\boxed{70 (mod 1000)}", "70", "correct"),
     (r"\boxed{\boxed{70}}", "70", "correct"),
     (r"\boxed{x=\boxed{70}}", "70", "correct"),

@@ -85,7 +85,7 @@ def test_no_single_answer_is_a_good_guess():
         assert max(map(answers.count, range(spec.modulus))) / len(answers) < 0.25
 
 
-@pytest.mark.parametrize(("kind", "count", "steps"), [("nope", 1, 6), ("digits", 10_000, 1), ("digits", 1, 0)])
+@pytest.mark.parametrize(("kind", "count", "steps"), [("nope", 1, 6), ("digits", 300, 1), ("digits", 1, 0)])
 def test_impossible_requests_are_refused(kind, count, steps):
     with pytest.raises(EvaluationError) as caught:
         arithmetic.make_problems(kind, count, 0, steps=steps)

@@ -1,0 +1,236 @@
+"""``ms4 generate`` and ``ms4 chat`` on a tiny model folder, against the engine called directly."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ms4_train.chat import Answer
+from ms4_train.cli.generate import AnswerPrinter, Conversation, Mode, app
+from ms4_train.errors import EngineError, MS4Error
+from ms4_train.inference import Engine, SamplingParams, chat_request, completion_answer
+from rich.console import Console
+from support.models import tiny_config, tiny_model
+from support.tokenizers import TINY_RANKS, tiny_tokenizer, tokenizer_file
+from typer.testing import CliRunner, Result
+
+QUESTION = "7*3+8 mod 10 ="
+
+
+def small_model() -> Any:
+    return tiny_model(tiny_config(vocab_size=tiny_tokenizer().vocab_size, max_position_embeddings=512))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from ms4_train.weights import save_model
+
+    path = tmp_path_factory.mktemp("generate") / "model"
+    model = small_model()
+    save_model(model.state_dict(), path, config=model.config, tokenizer_file=tokenizer_file(TINY_RANKS))
+    return path
+
+
+def run(*arguments: object, text: str | None = None) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=text, catch_exceptions=True)
+
+
+def answer_of(model: Any, messages: list[dict[str, Any]], mode: Any, **sampling: Any) -> Answer:
+    tokenizer = tiny_tokenizer()
+    request = chat_request(tokenizer, messages, request_id="x", reasoning_effort=mode, sampling=SamplingParams(**sampling))
+    return completion_answer(Engine(model, tokenizer).generate([request])[0], tokenizer)
+
+
+def user(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}]
+
+
+def test_json_holds_the_engines_answer_for_both_modes(folder: Path) -> None:
+    result = run("generate", folder, QUESTION, "--both-modes", "--json", "--temperature", 1, "--top-p", 0.9, "--seed", 3, "--max-tokens", 25)
+    assert result.exit_code == 0, result.output
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [record["mode"] for record in records] == ["none", "high"]
+    for record in records:
+        expected = answer_of(small_model(), user(QUESTION), record["mode"], temperature=1, top_p=0.9, seed=3, max_tokens=25)
+        assert (record["thinking"], record["content"]) == (expected.thinking, expected.content)
+        assert record["thinking_tokens"] == expected.thinking_tokens
+        assert record["content_tokens"] == expected.content_tokens
+        assert record["thinking_state"] == expected.thinking_state
+        assert record["finish_reason"] in ("stop", "length")
+        assert record["generated_tokens"] <= 25
+
+
+def test_text_is_streamed_to_stdout_and_counted_on_stderr(folder: Path) -> None:
+    result = run("generate", folder, QUESTION, "--max-tokens", 12)
+    assert result.exit_code == 0, result.output
+    expected = answer_of(small_model(), user(QUESTION), "none", max_tokens=12)
+    plain = io.StringIO()
+    printer = AnswerPrinter(tiny_tokenizer(), Console(file=plain))
+    tokenizer = tiny_tokenizer()
+    request = chat_request(tokenizer, user(QUESTION), request_id="x", reasoning_effort="none", sampling=SamplingParams(max_tokens=12))
+    for token_id in Engine(small_model(), tokenizer).stream(request):
+        printer.push(token_id)
+    printer.finish()
+    assert result.stdout == plain.getvalue()
+    assert f"{len(request.prompt_ids)} prompt tokens, {expected.thinking_tokens} of thinking" in result.stderr
+
+
+def test_the_prompt_may_come_from_standard_input_and_a_system_prompt_counts(folder: Path) -> None:
+    arguments = ("--json", "--max-tokens", 5)
+    (direct,) = run("generate", folder, QUESTION, *arguments).stdout.splitlines()
+    (piped,) = run("generate", folder, "-", *arguments, text=QUESTION + "\n").stdout.splitlines()
+    (with_system,) = run("generate", folder, QUESTION, "--system", "Be brief.", *arguments).stdout.splitlines()
+    ignored = {"seconds": 0}
+    assert json.loads(direct) | ignored == json.loads(piped) | ignored
+    system = [{"role": "system", "content": "Be brief."}]
+    assert json.loads(with_system)["prompt_tokens"] == len(tiny_tokenizer().encode_chat([*system, *user(QUESTION)]))
+
+
+def test_high_mode_samples_by_default_and_none_is_greedy(folder: Path) -> None:
+    def content(*arguments: object) -> dict[str, Any]:
+        record = json.loads(run("generate", folder, QUESTION, "--json", "--max-tokens", 20, *arguments).stdout)
+        return {key: record[key] for key in ("thinking", "content")}
+
+    assert content("--seed", 1) == content("--seed", 2)
+    assert content("--mode", "high", "--seed", 1) != content("--mode", "high", "--seed", 2)
+    assert content("--mode", "high", "--seed", 1) == content("--mode", "high", "--seed", 1)
+
+
+def test_an_adapter_is_loaded_and_one_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    from ms4_train.adapters import adapter_tensors, attach, save_adapter
+    from ms4_train.config.schema import AdapterSection
+    from ms4_train.weights import base_fingerprint
+
+    section = AdapterSection(r=4, target_modules=["q_b_proj", "kv_b_proj"], target_parameters=["mlp.experts.down_proj"])
+    model = small_model()
+    attach(model, section)
+    generator = torch.Generator().manual_seed(0)
+    tensors = adapter_tensors(model)
+    with torch.no_grad():
+        for tensor in tensors.values():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
+    for name, fingerprint in (("right", base_fingerprint(folder)), ("wrong", "0" * 64)):
+        save_adapter(tensors, tmp_path / name, section=section, config=model.config, base_path=folder, base_fingerprint=fingerprint)
+    base = json.loads(run("generate", folder, QUESTION, "--json", "--max-tokens", 20).stdout)
+    adapted = json.loads(run("generate", folder, QUESTION, "--json", "--max-tokens", 20, "--adapter", tmp_path / "right").stdout)
+    expected = answer_of(model, user(QUESTION), "none", max_tokens=20)
+    assert (adapted["thinking"], adapted["content"]) == (expected.thinking, expected.content)
+    assert (adapted["thinking"], adapted["content"]) != (base["thinking"], base["content"])
+    assert isinstance(run("generate", folder, QUESTION, "--adapter", tmp_path / "wrong").exception, MS4Error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--max-tokens", 600), "--max-tokens: 600 is more than the"),
+        (("--temperature", -1), "temperature"),
+        (("--top-p", 0), "top_p"),
+        (("--adapter", "nowhere"), "nowhere: is not a folder"),
+        (("--tokenizer", "nowhere/tekken.json"), "nowhere"),
+    ],
+)
+def test_bad_options_are_typed_errors(folder: Path, arguments: tuple, words: str) -> None:
+    result = run("generate", folder, QUESTION, *arguments)
+    assert isinstance(result.exception, MS4Error), result.output
+    assert words in str(result.exception)
+
+
+def test_a_missing_model_and_a_prompt_without_room_are_typed_errors(folder: Path, tmp_path: Path) -> None:
+    assert "is not a folder" in str(run("generate", tmp_path / "none", "x").exception)
+    assert "the model's limit is 512" in str(run("generate", folder, "word " * 400).exception)
+
+
+class TestAnswerPrinter:
+    def print_ids(self, ids: list[int], *, terminal: bool) -> str:
+        out = io.StringIO()
+        printer = AnswerPrinter(tiny_tokenizer(), Console(file=out, force_terminal=terminal, color_system="standard" if terminal else None))
+        for token_id in ids:
+            printer.push(token_id)
+        printer.finish()
+        return out.getvalue()
+
+    def thought(self) -> list[int]:
+        tokenizer = tiny_tokenizer()
+        return [tokenizer.think_id, *tokenizer.encode_text("so [b]½[/b] :smile:"), tokenizer.end_think_id, *tokenizer.encode_text("5 世")]
+
+    def test_thinking_stands_between_tags_where_nothing_can_be_dimmed(self) -> None:
+        assert self.print_ids(self.thought(), terminal=False) == "[THINK]so [b]½[/b] :smile:[/THINK]\n5 世\n"
+
+    def test_thinking_is_dimmed_on_a_terminal_and_the_answer_is_not(self) -> None:
+        text = self.print_ids(self.thought(), terminal=True)
+        thinking, _, answer = text.partition("\n\n")
+        assert "THINK" not in text
+        assert thinking.count("\x1b[2m") > 0
+        assert "\x1b[2m" not in answer.removeprefix("\x1b[0m")
+        assert answer.removeprefix("\x1b[0m") == "5 世\n"
+
+    def test_a_model_cannot_steer_the_terminal(self) -> None:
+        ids = tiny_tokenizer().encode_text("a\x1b[2Jb\x07\x9b31mc\td\n")
+        assert self.print_ids(ids, terminal=True) == "a[2Jb31mc\td\n\n"
+
+    def test_control_tokens_are_spelled_and_unfinished_characters_shown(self) -> None:
+        tokenizer = tiny_tokenizer()
+        ids = [tokenizer.ids.tool_calls, *tokenizer.encode_text("add"), tokenizer.encode_text("世")[0]]
+        assert self.print_ids(ids, terminal=False) == "[TOOL_CALLS]add\ufffd\n"
+
+
+class TestConversation:
+    def make(self, answers: list[Any], **options: Any) -> tuple[Conversation, list[tuple[list, Mode]], list[str]]:
+        asked: list[tuple[list, Mode]] = []
+        said: list[str] = []
+
+        def ask(messages: list[dict[str, Any]], mode: Mode) -> Answer:
+            asked.append((messages, mode))
+            answer = answers.pop(0)
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+        return Conversation(ask, said.append, options.get("mode", Mode.none), options.get("system")), asked, said
+
+    def test_turns_are_remembered_with_their_thinking_and_reset_keeps_the_system_prompt(self) -> None:
+        conversation, asked, _ = self.make([Answer("hm", "5"), Answer("", "6"), Answer("", "7")], system="Be brief.")
+        system = {"role": "system", "content": "Be brief."}
+        for line in ("first", "/mode high", "  ", "second", "/reset", "third"):
+            assert conversation.enter(line)
+        assert asked[0] == ([system, *user("first")], Mode.none)
+        reply = {"role": "assistant", "content": "5", "reasoning_content": "hm"}
+        assert asked[1] == ([system, *user("first"), reply, *user("second")], Mode.high)
+        assert asked[2] == ([system, *user("third")], Mode.high)
+        tiny_tokenizer().encode_chat(asked[1][0], reasoning_effort="high")  # the history is a valid prompt
+        assert not conversation.enter("/quit")
+
+    @pytest.mark.parametrize("failure", [EngineError("too long"), KeyboardInterrupt(), Answer("hm", " "), Answer("", "")])
+    def test_a_turn_that_fails_is_forgotten_and_the_conversation_goes_on(self, failure: Any) -> None:
+        conversation, asked, said = self.make([failure, Answer("", "5")])
+        assert conversation.enter("first")
+        assert said
+        assert conversation.enter("second")
+        assert asked[1][0] == user("second")
+
+    def test_unknown_commands_say_what_there_is(self) -> None:
+        conversation, asked, said = self.make([])
+        for line in ("/mode", "/mode low", "/help"):
+            assert conversation.enter(line)
+        assert all("/mode none|high" in text for text in said)
+        assert len(said) == 3
+        assert not asked
+
+
+def test_chat_answers_each_line_until_quit_or_the_end_of_input(folder: Path) -> None:
+    result = run("chat", folder, "--max-tokens", 6, text="hi\n/mode high\n/quit\nnot read\n")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("prompt tokens") == 1
+    assert "mode high" in result.stderr
+    assert run("chat", folder, "--max-tokens", 6, text="hi\n").exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_help_shows_examples(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"ms4 {command}" in result.output
