@@ -22,7 +22,7 @@ _Overrides = Annotated[
 @app.command(
     epilog="""Examples:
 
-ms4 config check configs/train/quickstart.yaml
+ms4 config check configs/train/tiny_full.yaml
 
 ms4 config check run.yaml training.learning_rate=1e-4 data.train.0.path=rows.jsonl"""
 )
@@ -37,7 +37,7 @@ def check(file: _File, overrides: _Overrides = None) -> None:
 @app.command(
     epilog="""Examples:
 
-ms4 config show configs/train/quickstart.yaml
+ms4 config show configs/train/tiny_full.yaml
 
 ms4 config show run.yaml adapter.r=8 > resolved.yaml"""
 )

@@ -71,7 +71,9 @@ TemperatureOption = Annotated[
 TopPOption = Annotated[float, typer.Option(help="Sample from the likeliest tokens that make up this probability.")]
 MaxTokensOption = Annotated[
     int | None,
-    typer.Option(help=f"Most tokens of the answer, thinking included. Default: {DEFAULT_MAX_TOKENS}, or what fits the model.", show_default=False),
+    typer.Option(
+        help=f"Most tokens of the answer, thinking included. Default: {DEFAULT_MAX_TOKENS}, or what fits the model.", show_default=False
+    ),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of the sampled answer.")]
 AdapterOption = Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter to load on top.", show_default=False)]
@@ -118,16 +120,18 @@ class AnswerPrinter:
     def finish(self) -> None:
         """Ends the answer with a line break."""
         self._write(self._decoder.flush())
-        self._console.out("")
+        self._is_thinking = False
+        self._write("\n")
 
     def _mark(self, plain: str, on_terminal: str) -> None:
         self._write(on_terminal if self._console.is_terminal else plain)
 
     def _write(self, text: str) -> None:
-        if text:
-            style = "dim" if self._is_thinking and self._console.is_terminal else None
-            self._console.out(printable(text), style=style, highlight=False, end="")
-            self._console.file.flush()
+        if self._is_thinking and self._console.is_terminal:
+            self._console.out(printable(text), style="dim", highlight=False, end="")
+        else:
+            self._console.file.write(printable(text))  # rich would turn tabs into spaces, which breaks code
+        self._console.file.flush()
 
 
 def _load_engine(model: Path, adapter: Path | None, tokenizer: Path | None, dtype: Dtype) -> tuple[Engine, ChatTokenizer]:
@@ -295,7 +299,9 @@ class Conversation:
         system: system prompt, if any.
     """
 
-    def __init__(self, ask: Callable[[list[dict[str, Any]], Mode], Answer], say: Callable[[str], None], mode: Mode, system: str | None) -> None:
+    def __init__(
+        self, ask: Callable[[list[dict[str, Any]], Mode], Answer], say: Callable[[str], None], mode: Mode, system: str | None
+    ) -> None:
         self.mode = mode
         self._ask = ask
         self._say = say

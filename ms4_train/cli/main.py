@@ -10,12 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ms4_train.cli import config, data, doctor, evaluate, generate, train
-
-try:  # TEMPORARY until the file exists
-    from ms4_train.cli import model
-except ImportError:
-    model = None
+from ms4_train.cli import config, data, doctor, evaluate, generate, model, train
 from ms4_train.errors import MS4Error
 from ms4_train.storage import is_disk_full
 
@@ -23,9 +18,9 @@ _EPILOG = """Examples:
 
 ms4 doctor
 
-ms4 train configs/train/quickstart.yaml
+ms4 train configs/train/tiny_full.yaml
 
-ms4 eval configs/eval/quickstart.yaml
+ms4 eval configs/eval/arithmetic.yaml
 
 Every command takes --help and shows examples."""
 
@@ -38,8 +33,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-if model:
-    app.add_typer(model.app, name="model", help="Create, inspect and convert model folders.", rich_help_panel="Prepare")
+app.add_typer(model.app, name="model", help="Create, inspect and convert model folders.", rich_help_panel="Prepare")
 app.add_typer(data.app, name="data", help="Look at training rows and check them.", rich_help_panel="Prepare")
 app.add_typer(config.app, name="config", help="Check, show and describe run files.", rich_help_panel="Prepare")
 app.command("doctor", epilog=doctor.EXAMPLES, rich_help_panel="Prepare")(doctor.doctor)

@@ -50,7 +50,11 @@ class Engine:
         token_budget: int | None = None,
     ) -> None:
         budget = max(DEFAULT_TOKEN_BUDGET, max_batch_size) if token_budget is None else token_budget
-        for key, value, smallest in (("max_batch_size", max_batch_size, 1), ("max_context", max_context, 2), ("token_budget", budget, max_batch_size)):
+        for key, value, smallest in (
+            ("max_batch_size", max_batch_size, 1),
+            ("max_context", max_context, 2),
+            ("token_budget", budget, max_batch_size),
+        ):
             if value < smallest:
                 raise EngineError(f"{value} is below {smallest}.", key=key, fix=f"use {smallest} or more.")
         if tokenizer.vocab_size > model.config.vocab_size:

@@ -95,7 +95,9 @@ class BatchSampler:
             if rows:
                 top_p_n = column([params[row].top_p for row in rows], torch.float64) if is_nucleus else None
                 temperature_n = column([params[row].temperature for row in rows], torch.float64)
-                self._kinds.append((column(rows, torch.int64), temperature_n, column([params[row].seed for row in rows], torch.int64), top_p_n))
+                self._kinds.append(
+                    (column(rows, torch.int64), temperature_n, column([params[row].seed for row in rows], torch.int64), top_p_n)
+                )
 
     def sample(self, logits_bv: Tensor, position_b: Sequence[int]) -> Tensor:
         """One token id per row (int64 [b]); ``NOT_FINITE`` where a row's logits hold NaN or +infinity.

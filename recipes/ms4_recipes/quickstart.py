@@ -1,85 +1,241 @@
-"""The quickstart: from nothing to a two-mode leaderboard, on a CPU, through the same programs that train the real model.
+"""The quickstart: from nothing to a two-mode leaderboard on a CPU, through the same programs that train and evaluate the real model.
 
-Reads top to bottom: tokenizer, rows, fresh model, full fine-tuning on one kind of problem, evaluation, LoRA on a second kind,
-evaluation again, leaderboard. Every step leaves files that its ``ms4`` command could have made, and is left out when an interrupted
-run already finished it. Exercise it: ``make quickstart``, or ``python -m ms4_recipes.quickstart OUTPUT``.
+Reads top to bottom: tokenizer, fresh model, rows, full fine-tuning on one kind of problem, evaluation, LoRA on a second kind, evaluation
+of that, leaderboard. Each step says which ``ms4`` command does the same, and is left out when an interrupted run already finished it.
+Exercise it: ``make quickstart``, or ``python -m ms4_recipes.quickstart --output runs/other``.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import shutil
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from ms4_train.config import load_run
 from ms4_train.config.evaluation import EvalRun
 from ms4_train.config.schema import SftRun
-from ms4_train.errors import ConfigError
+from ms4_train.errors import ConfigError, MS4Error
+from ms4_train.storage import atomic_write_text
 
-CONFIGS = Path("configs")
-TOKENIZER_RANKS = 512
-ROWS = {"digits": 36_000, "letters": 12_000}
-VALIDATION_ROWS = 200
-FINISHED = "finished"
+CONFIGS = Path(__file__).parents[2] / "configs"
+MODEL = CONFIGS / "models" / "tiny.yaml"
+FULL = CONFIGS / "train" / "tiny_full.yaml"
+LORA = CONFIGS / "train" / "tiny_lora.yaml"
+EVALUATION = CONFIGS / "eval" / "arithmetic.yaml"
+FINISHED = "finished.json"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much work the quickstart does; tests do less."""
+
+    tokenizer_ranks: int = 512
+    digit_rows: int = 36_000
+    letter_rows: int = 12_000
+    train_overrides: tuple[str, ...] = ()
+    evaluation_overrides: tuple[str, ...] = ()
 
 
 @dataclass
-class Stopwatch:
-    """Wall seconds per step, in the order the steps were taken."""
+class Quickstart:
+    """One run of the quickstart: where its files lie, what it prints to, and the wall seconds of each step."""
 
+    output: Path
+    scale: Scale = Scale()
+    console: Console = field(default_factory=Console)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def tokenizer(self) -> Path:
+        """The derived tokenizer file."""
+        return self.output / "tekken.json"
+
     @contextmanager
-    def step(self, name: str, console: Console) -> Iterator[None]:
-        """Time the block under ``name`` and say that it began."""
-        console.rule(f"[bold]{name}", align="left")
+    def step(self, name: str, command: str) -> Iterator[None]:
+        """Announce a step with the command that does the same, and time it."""
+        self.console.rule(f"[bold]{name}", align="left")
+        self.console.print(f"$ {command}", style="dim", markup=False, highlight=False, soft_wrap=True)
         start = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - start
 
 
-def prepare_output(output: Path) -> None:
-    """Start over after a finished run; go on after an interrupted one."""
+def run(output: Path, *, scale: Scale = Scale(), console: Console | None = None) -> list[Claim]:
+    """Do all steps under ``output`` and return the claims with what was measured.
+
+    A finished run under ``output`` is replaced; an interrupted one goes on where it stopped.
+
+    Raises:
+        MS4Error: whatever a step refuses.
+    """
+    quickstart = Quickstart(output, scale, console or Console())
     if (output / FINISHED).exists():
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
 
+    make_base(quickstart)
+    write_rows(quickstart)
+    full = train(quickstart, "full fine-tuning", FULL, [f"model.path={output / 'base'}"], kind="digits")
+    before = evaluate(quickstart, "evaluation before LoRA", "full", [f"model.path={full}"])
+    adapter = train(quickstart, "LoRA", LORA, [f"model.path={full}"], kind="letters")
+    after = evaluate(quickstart, "evaluation after LoRA", "lora", [f"model.path={full}", f"model.adapter={adapter}"])
+    publish(quickstart)
 
-def write_rows(output: Path) -> None:
-    """Training and validation rows of both kinds as JSON lines; held-out problems are drawn by the evaluation itself."""
+    claims = measure(before, after)
+    report(quickstart, claims)
+    atomic_write_text(output / FINISHED, json.dumps({"seconds": quickstart.seconds}, indent=2) + "\n")
+    return claims
+
+
+def make_base(quickstart: Quickstart) -> None:
+    """A tiny tokenizer and a model of the real architecture with random weights."""
+    from ms4_train.chat import derive_tokenizer
+    from ms4_train.weights import init_checkpoint
+
+    base, tokenizer, ranks = quickstart.output / "base", quickstart.tokenizer, quickstart.scale.tokenizer_ranks
+    with quickstart.step("tokenizer", f"ms4 model tokenizer {tokenizer} --ranks {ranks}"):
+        if not tokenizer.exists():
+            derive_tokenizer(tokenizer, num_ranks=ranks)
+    with quickstart.step("fresh model", f"ms4 model init {_shown(MODEL)} {base} --tokenizer {tokenizer}"):
+        if not base.exists():
+            init_checkpoint(MODEL, base, seed=0, tokenizer_file=tokenizer)
+
+
+def write_rows(quickstart: Quickstart) -> None:
+    """Training rows of both kinds; the held-out problems are drawn by the evaluation itself and share no chain with them."""
     from ms4_evals.tasks.arithmetic import write_training_rows
 
-    for kind, count in ROWS.items():
-        write_training_rows(kind, count, 1, output / "data" / f"{kind}-train.jsonl")
-        write_training_rows(kind, VALIDATION_ROWS, 2, output / "data" / f"{kind}-validation.jsonl")
+    for kind, count in (("digits", quickstart.scale.digit_rows), ("letters", quickstart.scale.letter_rows)):
+        path = quickstart.output / f"{kind}.jsonl"
+        with quickstart.step(f"rows of {kind}", f"ms4 data arithmetic {path} --kind {kind} --rows {count} --seed 1"):
+            if not path.exists():
+                write_training_rows(kind, count, 1, path)
 
 
-def train(config: str, output: Path) -> Path:
-    """Run one training recipe with its folders under ``output``."""
+def train(quickstart: Quickstart, name: str, file: Path, overrides: Sequence[str], *, kind: str) -> Path:
+    """Run a training configuration on the rows of ``kind``; its own run state takes an interrupted one further."""
     from ms4_recipes import sft
 
-    run = load_run(CONFIGS / "train" / config, [f"output_dir={output / Path(config).stem}"])
-    if not isinstance(run, SftRun):
-        raise ConfigError("the quickstart needs a training configuration", file=CONFIGS / "train" / config, key="recipe")
-    return sft.run(run)
+    folder = quickstart.output / file.stem
+    overrides = [
+        f"output_dir={folder}",
+        f"data.train.0.path={quickstart.output / kind}.jsonl",
+        *overrides,
+        *quickstart.scale.train_overrides,
+    ]
+    with quickstart.step(name, f"ms4 train {_shown(file)} {' '.join(overrides)}"):
+        config = load_run(file, list(overrides))
+        if not isinstance(config, SftRun):
+            raise ConfigError("is not a training configuration.", file=file, key="recipe")
+        finished = folder / ("model" if config.adapter is None else "adapter")
+        return finished if finished.exists() else sft.run(config)
+    raise AssertionError("unreachable")
 
 
-def evaluate(config: str, label: str, overrides: Sequence[str], output: Path) -> Path:
-    """Evaluate one model in both modes on the held-out problems of both kinds."""
+def evaluate(quickstart: Quickstart, name: str, label: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Evaluate one model on the held-out problems of both kinds in both modes; the store takes an interrupted one further."""
     from ms4_recipes import evaluate as program
 
-    run = load_run(CONFIGS / "eval" / config, [f"label={label}", f"store={output / 'results.sqlite'}", *overrides])
-    if not isinstance(run, EvalRun):
-        raise ConfigError("the quickstart needs an evaluation configuration", file=CONFIGS / "eval" / config, key="recipe")
-    return program.run(run)
+    overrides = [f"store={quickstart.output / 'results.sqlite'}", f"label={label}", *overrides, *quickstart.scale.evaluation_overrides]
+    with quickstart.step(name, f"ms4 eval {_shown(EVALUATION)} {' '.join(overrides)}"):
+        config = load_run(EVALUATION, list(overrides))
+        if not isinstance(config, EvalRun):
+            raise ConfigError("is not an evaluation configuration.", file=EVALUATION, key="recipe")
+        return json.loads(program.run(config).read_text(encoding="utf-8"))
+    raise AssertionError("unreachable")
 
 
-def once(path: Path, make: Callable[[], object]) -> None:
-    """Call ``make`` unless an interrupted run already left ``path``."""
-    if not path.exists():
-        make()
+def publish(quickstart: Quickstart) -> None:
+    """Leaderboard as a table, a page and a plot."""
+    from ms4_evals.leaderboard.collect import collect_boards
+    from ms4_evals.leaderboard.publish import publish as write
+    from ms4_evals.leaderboard.table import board_table
+
+    store, folder = quickstart.output / "results.sqlite", quickstart.output / "leaderboard"
+    with quickstart.step("leaderboard", f"ms4 leaderboard {store} --out {folder}"):
+        boards = collect_boards([store])
+        for board in boards:
+            quickstart.console.print(board_table(board))
+        written = write(boards, folder)
+        for path in (written.page, written.plot, written.values):
+            quickstart.console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the quickstart promises, what was measured, and whether it holds."""
+
+    text: str
+    measured: str
+    holds: bool
+
+
+def measure(before: dict[str, Any], after: dict[str, Any]) -> list[Claim]:
+    """Hold the two reports against what the README promises of the quickstart."""
+    digits, letters_before, letters_after = _task(before, "digits"), _task(before, "letters"), _task(after, "letters")
+    high, none = _mode(digits, "high"), _mode(digits, "none")
+    gap = digits["high_minus_none"]
+    score, chars = 100 * high["score"]["value"], [mode["lengths"]["total_chars"]["all"]["mean"] for mode in (high, none)]
+    lift = 100 * (_mode(letters_after, "high")["score"]["value"] - _mode(letters_before, "high")["score"]["value"])
+    return [
+        Claim("held-out digits in mode high: at least 90 %", f"{score:.1f} %", score >= 90),
+        Claim(
+            "high above none by at least 40 points, interval above zero",
+            f"{100 * gap['value']:.1f} points, {100 * gap['low']:.1f} to {100 * gap['high']:.1f}",
+            gap["value"] >= 0.4 and gap["low"] > 0,
+        ),
+        Claim("visibly longer output in high", f"{chars[0]:.0f} against {chars[1]:.0f} characters", chars[0] > 2 * chars[1]),
+        Claim("LoRA lifts letters in mode high by at least 30 points", f"{lift:+.1f} points", lift >= 30),
+    ]
+
+
+def report(quickstart: Quickstart, claims: Sequence[Claim]) -> None:
+    """Print where the time went and whether the claims hold."""
+    times = Table("step", "seconds", title="where the time went", title_justify="left")
+    times.columns[1].justify = "right"
+    for name, seconds in quickstart.seconds.items():
+        times.add_row(name, f"{seconds:.1f}")
+    times.add_section()
+    times.add_row("all", f"{sum(quickstart.seconds.values()):.1f}")
+    table = Table("promise", "measured", "", title="what was promised", title_justify="left")
+    for claim in claims:
+        table.add_row(claim.text, claim.measured, "holds" if claim.holds else "[red]does not hold")
+    quickstart.console.print(times, table)
+
+
+def _task(report: dict[str, Any], kind: str) -> dict[str, Any]:
+    return next(task for task in report["tasks"] if kind in task["task"])
+
+
+def _mode(task: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(mode for mode in task["modes"] if mode["mode"] == name)
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(CONFIGS.parent))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line: 0 when every promise holds, 1 when one does not, 2 for a user's error."""
+    parser = argparse.ArgumentParser(description="From nothing to a two-mode leaderboard, in minutes on a CPU.")
+    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="folder for everything that is made")
+    output: Path = parser.parse_args(arguments).output
+    try:
+        return 0 if all(claim.holds for claim in run(output)) else 1
+    except MS4Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

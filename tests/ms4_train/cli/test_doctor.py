@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from typer.testing import CliRunner
+
+from ms4_train.cli.main import app
 
 SECRET = "hf_planted0123456789"
 
@@ -16,12 +16,10 @@ SECRET = "hf_planted0123456789"
 def outputs(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     (home / ".netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {SECRET}\n")
-    environment = {**os.environ, "HF_TOKEN": SECRET, "WANDB_API_KEY": SECRET, "HOME": str(home), "COLUMNS": "160", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "ms4_train.cli", "doctor"]
-    return [
-        subprocess.run([*command, *more], capture_output=True, text=True, timeout=120, check=True, env=environment)
-        for more in ([], ["--json"])
-    ]
+    environment = {"HF_TOKEN": SECRET, "WANDB_API_KEY": SECRET, "HOME": str(home), "COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb"}
+    results = [CliRunner().invoke(app, ["doctor", *more], env=environment) for more in ([], ["--json"])]
+    assert [result.exit_code for result in results] == [0, 0]
+    return results
 
 
 def test_the_table_and_the_json_say_the_same(outputs):
@@ -29,7 +27,7 @@ def test_the_table_and_the_json_say_the_same(outputs):
     checks = json.loads(as_json)["checks"]
     assert {check["status"] for check in checks} <= {"ok", "warn", "missing"}
     for check in checks:
-        assert f"{check['status']:<7} {check['name']} " in " ".join(table.split()) or check["name"] in table
+        assert f"{check['status']} {check['name']} " in " ".join(table.split())
         assert check["status"] != "missing" or check["fix"]
     names = {check["name"] for check in checks}
     assert {

@@ -50,7 +50,9 @@ def user(text: str) -> list[dict[str, Any]]:
 
 
 def test_json_holds_the_engines_answer_for_both_modes(folder: Path) -> None:
-    result = run("generate", folder, QUESTION, "--both-modes", "--json", "--temperature", 1, "--top-p", 0.9, "--seed", 3, "--max-tokens", 25)
+    result = run(
+        "generate", folder, QUESTION, "--both-modes", "--json", "--temperature", 1, "--top-p", 0.9, "--seed", 3, "--max-tokens", 25
+    )
     assert result.exit_code == 0, result.output
     records = [json.loads(line) for line in result.stdout.splitlines()]
     assert [record["mode"] for record in records] == ["none", "high"]

@@ -54,4 +54,3 @@ def prompts(tokenizer: ChatTokenizer) -> list[tuple[int, ...]]:
     lengths = [1, 2, 5, 17, 33, 64, 90]
     raw = [tuple(torch.randint(38, tokenizer.vocab_size, (length,), generator=generator).tolist()) for length in lengths]
     return [prompt for pair in zip(chats, raw, strict=False) for prompt in pair] + raw[len(chats) :]
-

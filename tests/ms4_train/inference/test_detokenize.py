@@ -57,7 +57,9 @@ def test_control_tokens_are_spelled_only_when_asked_for(tokenizer: ChatTokenizer
     assert "".join(map(TextDecoder(tokenizer, keep_special=True).push, ids)) == "[THINK]hm[/THINK]5"
 
 
-@pytest.mark.parametrize("stop", [("answer",), ("wer is",), ("界",), ("🔬", "½"), ("\n\n",), ("5.", "answer"), ("G",), ("e", "ü"), ("Done.",), ("zzz",)])
+@pytest.mark.parametrize(
+    "stop", [("answer",), ("wer is",), ("界",), ("🔬", "½"), ("\n\n",), ("5.", "answer"), ("G",), ("e", "ü"), ("Done.",), ("zzz",)]
+)
 def test_the_answer_ends_exactly_before_the_first_stop_text(tokenizer: ChatTokenizer, stop: tuple[str, ...]) -> None:
     matcher = StopMatcher(tokenizer, stop)
     out = run(matcher, tokenizer.encode_text(TEXT))

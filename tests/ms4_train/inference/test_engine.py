@@ -40,7 +40,9 @@ class TestGreedyTokens:
             assert completion.token_ids == without_end(alone(prompt, 20), tokenizer.eos_id)
 
     @pytest.mark.parametrize(
-        ("max_batch_size", "token_budget"), [(64, None), (5, None), (3, 40), (2, 2), (7, 11)], ids=["all", "five", "chunked", "crawl", "odd"]
+        ("max_batch_size", "token_budget"),
+        [(64, None), (5, None), (3, 40), (2, 2), (7, 11)],
+        ids=["all", "five", "chunked", "crawl", "odd"],
     )
     def test_company_staggered_arrival_and_chunking_change_nothing(
         self, model, tokenizer, prompts, max_batch_size: int, token_budget: int | None
@@ -98,7 +100,9 @@ class TestSampledTokens:
         mixed = [one for pair in zip(reversed(requests), greedy_company, strict=True) for one in pair]
         together = by_id(engine.generate(mixed))
         assert {name: together[name] for name in single} == single
-        others = by_id(engine.generate([request(index, prompt, max_tokens=12, seed=index + 1000, **sampling) for index, prompt in enumerate(prompts)]))
+        others = by_id(
+            engine.generate([request(index, prompt, max_tokens=12, seed=index + 1000, **sampling) for index, prompt in enumerate(prompts)])
+        )
         assert sum(others[name] != single[name] for name in single) > len(single) // 2, "the seed plays no part"
 
     def test_first_tokens_follow_the_models_softmax(self, model, tokenizer, prompts) -> None:
@@ -244,7 +248,9 @@ class TestRefusals:
         assert max(max(completion.token_ids, default=0) for completion in completions) < tokenizer.vocab_size
 
 
-def test_a_model_that_computes_nothing_finite_is_an_error_and_leaves_the_engine_usable(model: Mistral4ForCausalLM, tokenizer, prompts) -> None:
+def test_a_model_that_computes_nothing_finite_is_an_error_and_leaves_the_engine_usable(
+    model: Mistral4ForCausalLM, tokenizer, prompts
+) -> None:
     engine = Engine(model, tokenizer)
     kept = model.model.norm.weight.detach().clone()
     with torch.no_grad():

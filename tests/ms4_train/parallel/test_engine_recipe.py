@@ -96,7 +96,7 @@ def _forget_after(output, step):
         shutil.rmtree(output / name, ignore_errors=True)
 
 
-@pytest.mark.parametrize("name", ["full", "lora"])
+@pytest.mark.parametrize("name", [pytest.param("full", marks=pytest.mark.slow), "lora"])
 def test_two_ranks_then_one(files, name):
     two, resumed, one = (files / f"{name}-{suffix}" for suffix in ("two", "resumed", "one"))
     _two_ranks(files, name, two)
@@ -110,14 +110,11 @@ def test_two_ranks_then_one(files, name):
     assert _metrics(resumed, "loss") == pytest.approx(losses, abs=1e-4)
     for key, tolerance in (("grad_norm", 1e-3), ("eval_loss", 1e-4)):
         assert _metrics(two, key) == pytest.approx(_metrics(one, key), rel=tolerance)
-    weights = [
-        next((output / folder).glob("*.safetensors"))
-        for output in (two, resumed, one)
-        for folder in ("model", "adapter")
-        if (output / folder).is_dir()
-    ]
+    folder = "model" if name == "full" else "adapter"
+    weights = [next((output / folder).glob("*.safetensors")) for output in (two, resumed, one)]
     first, second, expected = (load_file(path) for path in weights)
     assert first.keys() == second.keys() == expected.keys()
     for key, value in expected.items():
+        print("DIFF", key, (first[key] - value).abs().max().item(), (second[key] - value).abs().max().item(), value.abs().max().item())
         torch.testing.assert_close(first[key], value, rtol=0, atol=1e-3)
         torch.testing.assert_close(second[key], value, rtol=0, atol=1e-3)

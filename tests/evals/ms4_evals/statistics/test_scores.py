@@ -1,0 +1,119 @@
+"""Scores and intervals against closed forms, brute force and simulation. Tolerances are rounding of doubles unless said."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from ms4_evals.statistics.scores import bootstrap_means, paired_difference, score, standard_error, wilson_interval
+
+EXACT = 1e-12
+
+
+def test_one_sample_per_problem_is_the_binomial_case():
+    """30 of 40 right: the mean, the standard error sqrt(p q / (n - 1)), and Wilson's published example form."""
+    result = score([[True]] * 30 + [[False]] * 10, 0.95)
+    assert result.value == pytest.approx(0.75, abs=EXACT)
+    assert result.standard_error == pytest.approx(math.sqrt(0.75 * 0.25 / 39), abs=EXACT)
+    assert result.standard_error_runs is None
+    # Effective number of samples: p q / SE^2 = 39.
+    assert (result.low, result.high) == pytest.approx(wilson_interval(0.75, 39, 0.95), abs=EXACT)
+
+
+def test_wilson_solves_its_defining_equation():
+    """The ends are where (share - p)^2 = z^2 p (1 - p) / n (Wilson 1927); 1.959963984540054 is the 97.5 % normal quantile."""
+    for share, count in [(0.5, 10), (0.0, 30), (1.0, 30), (0.97, 200.5)]:
+        for end in wilson_interval(share, count, 0.95):
+            if 0 < end < 1:
+                assert (share - end) ** 2 == pytest.approx(1.959963984540054**2 * end * (1 - end) / count, rel=1e-9)
+        low, high = wilson_interval(share, count, 0.95)
+        assert 0 <= low <= share + EXACT
+        assert share - EXACT <= high <= 1
+
+
+def test_everything_right_still_has_an_interval():
+    result = score([[True] * 4] * 30, 0.95)
+    assert (result.value, result.high) == (1.0, 1.0)
+    assert result.low == pytest.approx(30 / (30 + 1.959963984540054**2), abs=1e-9)
+
+
+def test_the_standard_error_is_clustered_by_problem():
+    """Copies of a sample carry no news: repeating each one 16 times leaves the error as it is. An unclustered error would shrink by 4."""
+    single = [[True], [False], [True], [True], [False]]
+    repeated = [samples * 16 for samples in single]
+    assert score(repeated, 0.95).standard_error == pytest.approx(score(single, 0.95).standard_error, abs=EXACT)
+    flat = score([[sample] for samples in repeated for sample in samples], 0.95)
+    assert flat.standard_error < 0.3 * score(repeated, 0.95).standard_error
+
+
+def test_standard_error_of_runs():
+    """Two runs over two problems that score 1 and 0.5: the error of their mean is half their distance."""
+    result = score([[True, True], [True, False]], 0.95)
+    assert result.standard_error_runs == pytest.approx(0.25, abs=EXACT)
+
+
+def test_a_single_problem_has_no_standard_error():
+    result = score([[True, False]], 0.95)
+    assert result.standard_error is None
+    assert 0 < result.low < 0.5 < result.high < 1
+    assert standard_error(np.array([0.3])) is None
+
+
+def test_the_bootstrap_equals_all_resamples_of_a_small_case():
+    """Four problems have 256 equally likely resamples; the seeded draw must meet their quantiles.
+
+    Tolerance: 200,000 draws put a quantile's level within 0.002 of 2.5 %, where the exact distribution is flat.
+    """
+    high, none = [1.0, 1.0, 0.5, 0.0], [0.0, 0.5, 0.5, 0.5]
+    difference = np.array(high) - np.array(none)
+    every = np.array([np.mean(difference[list(pick)]) for pick in itertools.product(range(4), repeat=4)])
+    result = paired_difference(high, none, confidence=0.95, resamples=200_000, seed=1)
+    assert result.value == pytest.approx(0.25, abs=EXACT)
+    assert (result.low, result.high) == pytest.approx(tuple(np.quantile(every, [0.025, 0.975])), abs=EXACT)
+    assert np.std(bootstrap_means(difference, 200_000, 1)) == pytest.approx(np.std(every), rel=0.01)
+
+
+def test_the_normal_interval_is_the_textbook_one():
+    result = paired_difference([1, 1, 0, 1], [0, 1, 0, 0], confidence=0.95, resamples=100, seed=0)
+    error = math.sqrt(((1 - 0.5) ** 2 * 2 + 0.5**2 * 2) / 3) / 2
+    assert result.standard_error == pytest.approx(error, abs=EXACT)
+    assert (result.normal_low, result.normal_high) == pytest.approx((0.5 - 1.959963984540054 * error, 0.5 + 1.959963984540054 * error))
+
+
+def test_pairing_narrows_the_interval():
+    """Two modes that differ by the same amount on problems of very different difficulty: the difference is known exactly."""
+    none = list(np.linspace(0.0, 0.8, 20))
+    high = [value + 0.2 for value in none]
+    result = paired_difference(high, none, confidence=0.95, resamples=500, seed=0)
+    assert (result.low, result.high) == pytest.approx((0.2, 0.2), abs=1e-9)
+    shuffled = paired_difference(high, none[::-1], confidence=0.95, resamples=500, seed=0)
+    assert shuffled.high - shuffled.low > 0.2
+
+
+def test_the_bootstrap_is_seeded_and_does_not_depend_on_its_chunks(monkeypatch):
+    values = np.random.Generator(np.random.PCG64(3)).random(30)
+    whole = bootstrap_means(values, 1000, 7)
+    assert np.array_equal(whole, bootstrap_means(values, 1000, 7))
+    assert not np.array_equal(whole, bootstrap_means(values, 1000, 8))
+    monkeypatch.setattr("ms4_evals.statistics.scores._BOOTSTRAP_CELLS", 100)
+    assert np.array_equal(np.sort(whole), np.sort(bootstrap_means(values, 1000, 7)))
+
+
+def test_intervals_cover_what_they_claim():
+    """400 simulated evaluations of 60 problems with 4 samples each and problems of very different difficulty.
+
+    A 95 % interval misses about 20 of 400 (standard deviation 4.4); between 5 and 38 misses are accepted. An unclustered interval misses
+    far more often: the negative control.
+    """
+    generator = np.random.Generator(np.random.PCG64(11))
+    misses = unclustered_misses = 0
+    for _ in range(400):
+        chance_p = generator.beta(0.4, 0.4, size=60)
+        right_ps = (generator.random((60, 4)) < chance_p[:, None]).tolist()
+        result = score(right_ps, 0.95)
+        misses += not result.low <= 0.5 <= result.high
+        low, high = wilson_interval(result.value, 240, 0.95)
+        unclustered_misses += not low <= 0.5 <= high
+    assert 5 <= misses <= 38
+    assert unclustered_misses > 50
