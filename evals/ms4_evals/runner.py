@@ -6,6 +6,7 @@ finished. Exercise it: ``pytest tests/evals/ms4_evals/test_runner.py``.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,7 @@ def run_evaluations(
     *,
     config: Mapping[str, Any],
     progress: Progress,
+    second_opinion: SecondOpinion | None = None,
 ) -> Outcome:
     """Draw, grade and store every planned sample that the store does not hold yet.
 
@@ -79,6 +81,7 @@ def run_evaluations(
         run: identity of model and seed.
         config: recorded with the run.
         progress: told what happens.
+        second_opinion: asked about integer answers; default: one of its own.
 
     Raises:
         MS4Error: the client or the store cannot go on; everything finished until then is stored.
@@ -90,7 +93,8 @@ def run_evaluations(
     for plan in sorted(plans, key=lambda plan: plan.evaluation.mode != "high"):
         drawing.want(plan)
     drawing.draw(client)
-    _ask_second_opinions(store, plans, run)
+    with contextlib.nullcontext(second_opinion) if second_opinion else SecondOpinion() as second:
+        _ask_second_opinions(store, plans, run, second)
     return Outcome(reused=drawing.reused, drawn=drawing.drawn, errors=drawing.errors)
 
 
@@ -209,20 +213,19 @@ def _grade_again(store: ResultStore, plans: Sequence[Plan], run: RunRecord) -> N
             store.add_grade(sample_id, planned.grading_id, _grade(plan.task, sample, planned))
 
 
-def _ask_second_opinions(store: ResultStore, plans: Sequence[Plan], run: RunRecord) -> None:
+def _ask_second_opinions(store: ResultStore, plans: Sequence[Plan], run: RunRecord, second: SecondOpinion) -> None:
     known: dict[tuple[str, str], str] = {}
-    with SecondOpinion() as second:
-        for evaluation in (plan.evaluation for plan in plans if plan.evaluation.uses_second_opinion):
-            grading_ids = {problem.problem_id: problem.grading_id for problem in evaluation.problems}
-            asked: list[tuple[str, int, str]] = []
-            for sample in store.graded_samples(run.run_id, evaluation):
-                if sample.opinion is not None or sample.error is not None:
-                    continue
-                question = (sample.answer, sample.gold)
-                if question not in known:
-                    known[question] = second.ask(*question) if sample.answer.strip() else "wrong"
-                asked.append((known[question], sample.sample_id, grading_ids[sample.problem_id]))
-                if len(asked) >= _OPINIONS_PER_COMMIT:
-                    store.set_opinions(asked)
-                    asked.clear()
-            store.set_opinions(asked)
+    for evaluation in (plan.evaluation for plan in plans if plan.evaluation.uses_second_opinion):
+        grading_ids = {problem.problem_id: problem.grading_id for problem in evaluation.problems}
+        asked: list[tuple[str, int, str]] = []
+        for sample in store.graded_samples(run.run_id, evaluation):
+            if sample.opinion is not None or sample.error is not None:
+                continue
+            question = (sample.answer, sample.gold)
+            if question not in known:
+                known[question] = second.ask(*question) if sample.answer.strip() else "wrong"
+            asked.append((known[question], sample.sample_id, grading_ids[sample.problem_id]))
+            if len(asked) >= _OPINIONS_PER_COMMIT:
+                store.set_opinions(asked)
+                asked.clear()
+        store.set_opinions(asked)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ms4_train.cli.answer_printer import AnswerPrinter, printable
 from ms4_train.errors import AdapterError, EngineError, MS4Error, WeightsError
 
 if TYPE_CHECKING:
@@ -82,58 +83,6 @@ TokenizerOption = Annotated[Path | None, typer.Option(help="tekken.json file; de
 DtypeOption = Annotated[Dtype, typer.Option(help="Type of parameters; auto is float32 on a CPU and bfloat16 on a GPU.")]
 
 
-def printable(text: str) -> str:
-    """``text`` without control characters but newline and tab: a model must not steer the terminal."""
-    return "".join(char for char in text if char in "\n\t" or not (ord(char) < 32 or 127 <= ord(char) < 160))
-
-
-class AnswerPrinter:
-    """Writes an answer as its tokens come: thinking dimmed on a terminal and between its tags elsewhere, then the answer.
-
-    Args:
-        tokenizer: of the model.
-        console: where to.
-    """
-
-    def __init__(self, tokenizer: ChatTokenizer, console: Console) -> None:
-        from ms4_train.inference import TextDecoder
-
-        self._tokenizer = tokenizer
-        self._console = console
-        self._decoder = TextDecoder(tokenizer)
-        self._is_thinking = False
-
-    def push(self, token_id: int) -> None:
-        """Writes what ``token_id`` completes."""
-        if token_id == self._tokenizer.think_id:
-            self._is_thinking = True
-            self._mark("[THINK]", "")
-        elif token_id == self._tokenizer.end_think_id:
-            self._write(self._decoder.flush())
-            self._mark("[/THINK]\n", "\n\n")
-            self._is_thinking = False
-        elif token_id < self._tokenizer.num_special_tokens:
-            self._write(self._decoder.flush() + self._tokenizer.token_text(token_id))
-        else:
-            self._write(self._decoder.push(token_id))
-
-    def finish(self) -> None:
-        """Ends the answer with a line break."""
-        self._write(self._decoder.flush())
-        self._is_thinking = False
-        self._write("\n")
-
-    def _mark(self, plain: str, on_terminal: str) -> None:
-        self._write(on_terminal if self._console.is_terminal else plain)
-
-    def _write(self, text: str) -> None:
-        if self._is_thinking and self._console.is_terminal:
-            self._console.out(printable(text), style="dim", highlight=False, end="")
-        else:
-            self._console.file.write(printable(text))  # rich would turn tabs into spaces, which breaks code
-        self._console.file.flush()
-
-
 def _load_engine(model: Path, adapter: Path | None, tokenizer: Path | None, dtype: Dtype) -> tuple[Engine, ChatTokenizer]:
     import torch
     from rich.console import Console
@@ -176,7 +125,7 @@ def _request(
     max_tokens = options["max_tokens"] if options["max_tokens"] is not None else min(DEFAULT_MAX_TOKENS, room)
     if max_tokens > room:
         raise EngineError(
-            f"{max_tokens} is more than the {room} tokens that a prompt of {len(prompt_ids)} leaves of the model's limit {engine.max_context}.",
+            f"{max_tokens} is more than the {room} that a prompt of {len(prompt_ids)} leaves of the model's limit {engine.max_context}.",
             key="--max-tokens",
             fix="lower it, or leave it out.",
         )

@@ -6,12 +6,11 @@ Exercise it: ``pytest tests/ms4_train/inference/test_chat.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from ms4_train.chat import Answer, ChatTokenizer, parse_answer
+from ms4_train.chat.types import ReasoningEffort
 from ms4_train.inference.request import Completion, GenerationRequest, SamplingParams
-
-ReasoningEffort = Literal["none", "high"]
 
 
 def chat_request(

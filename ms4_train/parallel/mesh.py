@@ -132,19 +132,19 @@ def init_mesh(section: ParallelSection) -> Mesh:
     rank, local_rank = _environment_int("RANK", None), _environment_int("LOCAL_RANK", 0)
     if not 0 <= rank < world_size:
         raise ParallelError(f"RANK is {rank}, but WORLD_SIZE is {world_size}.", key="RANK", fix="start the processes with torchrun.")
-    device = _device(local_rank)
+    device, timeout = _device(local_rank), timedelta(seconds=section.timeout_seconds)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timedelta(seconds=section.timeout_seconds))
-    expert_parallel = _own_group([list(range(start, start + size)) for start in range(0, world_size, size)], rank)
-    expert_data_parallel = _own_group([list(range(start, world_size, size)) for start in range(size)], rank)
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
+    expert_parallel = _own_group([list(range(start, start + size)) for start in range(0, world_size, size)], rank, timeout)
+    expert_data_parallel = _own_group([list(range(start, world_size, size)) for start in range(size)], rank, timeout)
     return Mesh(rank, world_size, size, rank % size, local_rank, device, expert_parallel, expert_data_parallel)
 
 
-def _own_group(members: list[list[int]], rank: int) -> dist.ProcessGroup:
+def _own_group(members: list[list[int]], rank: int, timeout: timedelta) -> dist.ProcessGroup:
     own = None
     for ranks in members:  # every rank must take part in making every group
-        group = dist.new_group(ranks)
+        group = dist.new_group(ranks, timeout=timeout)
         if rank in ranks:
             own = group
     assert isinstance(own, dist.ProcessGroup)

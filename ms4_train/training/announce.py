@@ -36,6 +36,8 @@ class TrainedParameters:
     groups: tuple[TrainedGroup, ...]
     trainable: int
     total: int
+    expert_shares: int = 1
+    """Over how many ranks the experts of the counted model are spread."""
 
     @classmethod
     def of_model(cls, model: Mistral4ForCausalLM) -> TrainedParameters:
@@ -45,11 +47,12 @@ class TrainedParameters:
             TrainingError: no parameter is trained.
         """
         groups: dict[str, list[int]] = {}
-        total = 0
+        total, shares = 0, 1
         for name, parameter in model.named_parameters():
             size = parameter.numel()
             if parameter.ndim == 3:
-                size = size // parameter.shape[0] * model.config.n_routed_experts
+                shares = model.config.n_routed_experts // parameter.shape[0]
+                size *= shares
             total += size
             if parameter.requires_grad:
                 groups.setdefault(_NUMBER.sub(".*", name), []).append(size)
@@ -58,7 +61,7 @@ class TrainedParameters:
                 "no parameter of the model is trained.", key="adapter", fix="name at least one target, or train the full model."
             )
         rows = tuple(TrainedGroup(name, len(sizes), sum(sizes)) for name, sizes in groups.items())
-        return cls(rows, sum(row.parameters for row in rows), total)
+        return cls(rows, sum(row.parameters for row in rows), total, shares)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,10 @@ def announcement(
     if attached is None:
         yield from _table((row.name, _count(row.tensors, "tensor"), f"{row.parameters:,}") for row in trained.groups)
     else:
-        yield from _table((row.target, _count(row.modules, "module"), f"{row.parameters:,}") for row in attached.rows)
+        # The report counts what this rank holds.
+        sizes = [row.parameters * (trained.expert_shares if row.kind == "experts" else 1) for row in attached.rows]
+        rows = zip(attached.rows, sizes, strict=True)
+        yield from _table((row.target, _count(row.modules, "module"), f"{size:,}") for row, size in rows)
     yield f"  {trained.trainable:,} of {trained.total:,} parameters ({trained.trainable / trained.total:.3%})"
     yield "data:"
     yield from (f"  {line}" for line in survey.lines())
@@ -94,7 +100,9 @@ def announcement(
 
 def _steps(length: RunLength) -> str:
     left = length.total_steps - length.first_step
-    text = f"{length.total_steps:,} steps"
+    text = _count(length.total_steps, "step")
+    if left <= 0:
+        return f"all {text} are done; only the result is written again. Raise training.max_steps or num_train_epochs to go on."
     if length.first_step:
         text = f"{left:,} of {text}, resumed after step {length.first_step:,}"
     if length.rows_per_epoch:

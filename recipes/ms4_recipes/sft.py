@@ -192,7 +192,8 @@ def train_run(plan: Plan) -> TrainEngine:
     engine = make_engine(plan.model, mesh, training=training, parallel=config.parallel)
     peak = config.tracking.peak_flops or peak_flops(mesh.device, next(plan.model.parameters()).dtype)
     trackers = Trackers()
-    if mesh.is_main:
+    is_finished = length.first_step >= length.total_steps
+    if mesh.is_main and not is_finished:  # a finished run's metrics stay as they are
         trackers = make_trackers(
             config.tracking,
             Path(config.output_dir),
@@ -215,6 +216,8 @@ def train_run(plan: Plan) -> TrainEngine:
         else:
             plan.loader.load_state_dict(saved.state["loader"])
             saved.restore(engine, seed=seed)
+        if is_finished:
+            return engine
         with StopSignals() as stop:
             results = train(
                 TrainingRun(

@@ -86,9 +86,8 @@ def run_torchrun(*arguments: str, ranks: int = 2, timeout: float = 400) -> str:
         AssertionError: it ended with an error or the time was up. torchrun ends its ranks itself when it is asked to stop.
     """
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    environment = {
-        key: value for key, value in rank_environment(0, 1, 0).items() if not key.startswith(("RANK", "WORLD", "MASTER", "LOCAL"))
-    }
+    own = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    environment = {key: value for key, value in rank_environment(0, 1, 0).items() if key not in own}
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen([*launcher, *arguments], env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
         try:

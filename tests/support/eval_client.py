@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ms4_evals.clients.base import SampleAnswer, SampleRequest
+from ms4_evals.graders.second_opinion import SecondOpinion
 from ms4_evals.identity import content_hash
 from ms4_evals.tasks.registry import build_tasks
 from ms4_train.config.evaluation import ArithmeticTask, ModesSection
@@ -67,6 +70,14 @@ class RuleClient:
         right = request.mode == "high" or request.seed % 5 == 0
         answer = f"\\boxed{{{gold if right else int(gold) + 1}}}"
         return SampleAnswer(prompt_hash, thinking, answer, False, len(thinking) // 2, 4, "stop", time.perf_counter())
+
+
+@functools.cache
+def shared_second_opinion() -> SecondOpinion:
+    """One math-verify process for all tests of this process; starting it takes seconds."""
+    second = SecondOpinion()
+    atexit.register(second.close)
+    return second
 
 
 def arithmetic_tasks(problems: int = 8, samples: int = 2, kind: str = "digits"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from ms4_evals.graders.boxed import last_boxed, unwrap_boxes
 
@@ -64,7 +64,7 @@ class Grade:
 class IntegerGrader:
     """Grades final answers against an integer. The thinking of a sample is never shown to it."""
 
-    grader_id: ClassVar[str] = GRADER_ID
+    grader_id: str = GRADER_ID
 
     def grade(self, answer: str, gold: str, *, is_truncated: bool) -> Grade:
         """Grade the final answer of one sample.

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from ms4_train.chat import Answer
-from ms4_train.cli.generate import AnswerPrinter, Conversation, Mode, app
-from ms4_train.errors import EngineError, MS4Error
-from ms4_train.inference import Engine, SamplingParams, chat_request, completion_answer
 from rich.console import Console
 from support.models import tiny_config, tiny_model
 from support.tokenizers import TINY_RANKS, tiny_tokenizer, tokenizer_file
 from typer.testing import CliRunner, Result
+
+from ms4_train.chat import Answer
+from ms4_train.cli.answer_printer import AnswerPrinter
+from ms4_train.cli.generate import Conversation, Mode, app
+from ms4_train.errors import EngineError, MS4Error
+from ms4_train.inference import Engine, SamplingParams, chat_request, completion_answer
 
 QUESTION = "7*3+8 mod 10 ="
 
@@ -144,40 +146,6 @@ def test_bad_options_are_typed_errors(folder: Path, arguments: tuple, words: str
 def test_a_missing_model_and_a_prompt_without_room_are_typed_errors(folder: Path, tmp_path: Path) -> None:
     assert "is not a folder" in str(run("generate", tmp_path / "none", "x").exception)
     assert "the model's limit is 512" in str(run("generate", folder, "word " * 400).exception)
-
-
-class TestAnswerPrinter:
-    def print_ids(self, ids: list[int], *, terminal: bool) -> str:
-        out = io.StringIO()
-        printer = AnswerPrinter(tiny_tokenizer(), Console(file=out, force_terminal=terminal, color_system="standard" if terminal else None))
-        for token_id in ids:
-            printer.push(token_id)
-        printer.finish()
-        return out.getvalue()
-
-    def thought(self) -> list[int]:
-        tokenizer = tiny_tokenizer()
-        return [tokenizer.think_id, *tokenizer.encode_text("so [b]½[/b] :smile:"), tokenizer.end_think_id, *tokenizer.encode_text("5 世")]
-
-    def test_thinking_stands_between_tags_where_nothing_can_be_dimmed(self) -> None:
-        assert self.print_ids(self.thought(), terminal=False) == "[THINK]so [b]½[/b] :smile:[/THINK]\n5 世\n"
-
-    def test_thinking_is_dimmed_on_a_terminal_and_the_answer_is_not(self) -> None:
-        text = self.print_ids(self.thought(), terminal=True)
-        thinking, _, answer = text.partition("\n\n")
-        assert "THINK" not in text
-        assert thinking.count("\x1b[2m") > 0
-        assert "\x1b[2m" not in answer.removeprefix("\x1b[0m")
-        assert answer.removeprefix("\x1b[0m") == "5 世\n"
-
-    def test_a_model_cannot_steer_the_terminal(self) -> None:
-        ids = tiny_tokenizer().encode_text("a\x1b[2Jb\x07\x9b31mc\td\n")
-        assert self.print_ids(ids, terminal=True) == "a[2Jb31mc\td\n\n"
-
-    def test_control_tokens_are_spelled_and_unfinished_characters_shown(self) -> None:
-        tokenizer = tiny_tokenizer()
-        ids = [tokenizer.ids.tool_calls, *tokenizer.encode_text("add"), tokenizer.encode_text("世")[0]]
-        assert self.print_ids(ids, terminal=False) == "[TOOL_CALLS]add\ufffd\n"
 
 
 class TestConversation:

@@ -51,9 +51,7 @@ def test_errors_are_one_line_and_exit_code_2(folder, capsys, arguments, message)
 
 
 def test_an_evaluation_file_is_refused(folder, capsys):
-    (folder / "eval.yaml").write_text(
-        f"recipe: eval\nmodel: {{path: {folder / 'base'}}}\ntasks: [{{task: arithmetic}}]\n"
-    )
+    (folder / "eval.yaml").write_text(f"recipe: eval\nmodel: {{path: {folder / 'base'}}}\ntasks: [{{task: arithmetic}}]\n")
     assert ms4(folder / "eval.yaml") == 2
     assert "ms4 eval" in capsys.readouterr().err
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from ms4_train.model import Mistral4ForCausalLM, SequenceLayout
 from support.models import tiny_config, tiny_model
 from support.tokenizers import tiny_tokenizer
+
+from ms4_train.model import Mistral4ForCausalLM, SequenceLayout
 
 if TYPE_CHECKING:
     from ms4_train.chat import ChatTokenizer

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
+
+from ms4_train.chat.types import ReasoningEffort
 from ms4_train.errors import MS4Error
 from ms4_train.inference import Engine, SamplingParams, chat_request, completion_answer
 from ms4_train.model import Mistral4ForCausalLM, SequenceLayout
@@ -12,9 +16,9 @@ QUESTION = [{"role": "user", "content": "7*3+8-5*9 mod 10 ="}]
 
 
 @pytest.mark.parametrize("mode", ["none", "high"])
-def test_a_request_is_the_tokenizers_own_prompt(tokenizer, mode: str) -> None:
+def test_a_request_is_the_tokenizers_own_prompt(tokenizer, mode: ReasoningEffort) -> None:
     sampling = SamplingParams(max_tokens=5)
-    request = chat_request(tokenizer, QUESTION, request_id="q", reasoning_effort=mode, sampling=sampling)  # type: ignore[arg-type]
+    request = chat_request(tokenizer, QUESTION, request_id="q", reasoning_effort=mode, sampling=sampling)
     assert request.prompt_ids == tuple(tokenizer.encode_chat(QUESTION, reasoning_effort=mode))
     assert (request.request_id, request.sampling) == ("q", sampling)
 
@@ -23,7 +27,7 @@ def test_the_modes_and_tools_make_different_prompts(tokenizer) -> None:
     tools = [{"type": "function", "function": {"name": "add", "description": "adds", "parameters": {"type": "object", "properties": {}}}}]
     prompts = {
         chat_request(tokenizer, QUESTION, request_id="q", reasoning_effort=mode, sampling=SamplingParams(), tools=given).prompt_ids
-        for mode in ("none", "high")
+        for mode in get_args(ReasoningEffort)
         for given in (None, tools)
     }
     assert len(prompts) == 4
@@ -38,11 +42,11 @@ def test_answers_of_both_modes_from_one_batch_fall_into_their_parts(model, token
     """The head is fitted so that the model answers as a trained one does: thinking first in mode high, directly in mode none."""
     think = [tokenizer.think_id, *tokenizer.encode_text("1+2"), tokenizer.end_think_id]
     answer = [*tokenizer.encode_text("3"), tokenizer.eos_id]
-    plans = {"high": think + answer, "none": answer}
+    plans: dict[ReasoningEffort, list[int]] = {"high": think + answer, "none": answer}
     requests = [
         chat_request(tokenizer, QUESTION, request_id=mode, reasoning_effort=mode, sampling=SamplingParams(max_tokens=20)) for mode in plans
     ]
-    fit_head(model, [(request.prompt_ids, plans[request.request_id]) for request in requests])
+    fit_head(model, [(request.prompt_ids, answer_ids) for request, answer_ids in zip(requests, plans.values(), strict=True)])
     completions = {completion.request_id: completion for completion in Engine(model, tokenizer).generate(requests)}
     high = completion_answer(completions["high"], tokenizer)
     assert (high.thinking, high.content, high.thinking_state) == ("1+2", "3", "closed")

@@ -6,8 +6,9 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
-from ms4_train.inference.detokenize import StopMatcher, TextDecoder
 from support.tokenizers import tiny_tokenizer
+
+from ms4_train.inference.detokenize import StopMatcher, TextDecoder
 
 if TYPE_CHECKING:
     from ms4_train.chat import ChatTokenizer

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from support.models import hf_twin, tiny_config, tiny_model
+
 from ms4_train.errors import EngineError
 from ms4_train.inference import Completion, Engine, GenerationRequest, Progress, SamplingParams, TokenStream
 from ms4_train.model import Mistral4ForCausalLM, SequenceLayout
-from support.models import hf_twin, tiny_config, tiny_model
 
 if TYPE_CHECKING:
     from ms4_train.chat import ChatTokenizer
@@ -62,7 +63,7 @@ class TestGreedyTokens:
             assert completion.token_ids == expected[: wanted.sampling.max_tokens]
 
     def test_transformers_generates_the_same_tokens(self, tokenizer, prompts) -> None:
-        """64 greedy tokens, past the Llama-4 boundary at 64 positions; transformers 5.23's own generate on the same weights, padded on the left."""
+        """64 greedy tokens, past the Llama-4 boundary at 64 positions, against transformers' own generate, padded on the left."""
         from ms4_train.model import RopeParameters
 
         rope = RopeParameters(factor=16.0, original_max_position_embeddings=64, max_position_embeddings=1024)

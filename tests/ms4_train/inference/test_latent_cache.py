@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+
 from ms4_train.inference.latent_cache import SlotLatentCache
 from ms4_train.model.layout import SequenceLayout
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+
 from ms4_train.errors import EngineError
 from ms4_train.inference import GenerationRequest, SamplingParams
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
+
 from ms4_train.inference.request import SamplingParams
 from ms4_train.inference.sampling import NOT_FINITE, BatchSampler, mix64, nucleus, uniform
 
@@ -15,7 +17,7 @@ CPU = torch.device("cpu")
 PUBLISHED = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
 
 
-def sample_many(logits: list[float], count: int, **params: float) -> torch.Tensor:
+def sample_many(logits: list[float], count: int, **params: Any) -> torch.Tensor:
     """``count`` tokens from the same logits with seeds 0 .. count - 1."""
     sampler = BatchSampler([SamplingParams(seed=seed, **params) for seed in range(count)], CPU, len(logits))
     return sampler.sample(torch.tensor(logits).expand(count, -1), [0] * count)
@@ -129,7 +131,7 @@ def test_a_very_low_temperature_is_greedy_and_does_not_overflow() -> None:
 def test_a_row_does_not_depend_on_its_place_its_neighbours_or_their_kind() -> None:
     torch.manual_seed(3)
     logits = torch.randn(24, 300)
-    kinds = [{"temperature": 0.0}, {"temperature": 0.7}, {"temperature": 1.0, "top_p": 0.9}]
+    kinds: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 0.7}, {"temperature": 1.0, "top_p": 0.9}]
     params = [SamplingParams(seed=row, **kinds[row % 3]) for row in range(24)]
     positions = [row * 7 for row in range(24)]
     alone = [BatchSampler([params[row]], CPU, 300).sample(logits[row : row + 1], [positions[row]]).item() for row in range(24)]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
+from ms4_train.adapters import adapter_tensors, attach
+from ms4_train.config.schema import AdapterSection
 from ms4_train.inference import Engine, GenerationRequest, SamplingParams
 from ms4_train.model import Mistral4ForCausalLM, SequenceLayout
-from torch import nn
 
 
 def loss_gradients(model: Mistral4ForCausalLM) -> dict[str, torch.Tensor]:
@@ -87,3 +90,16 @@ def test_bfloat16_models_generate(model, tokenizer, prompts) -> None:
     engine = Engine(model.to(torch.bfloat16), tokenizer)
     assert engine.max_cache_bytes * 2 == wide
     assert all(completion.token_ids for completion in engine.generate(requests_of(prompts)))
+
+
+def test_an_attached_adapter_counts_in_both_forms_of_attention(model, tokenizer, prompts, alone) -> None:
+    """Against recomputing the whole sequence in the expanded form, with low-rank pairs on kv_b_proj and on the experts."""
+    before = Engine(model, tokenizer).generate(requests_of(prompts))
+    attach(model, AdapterSection(r=4, target_modules=["q_b_proj", "kv_b_proj"], target_parameters=["mlp.experts.down_proj"]))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in adapter_tensors(model).values():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
+    after = Engine(model, tokenizer).generate(requests_of(prompts))
+    assert [completion.token_ids for completion in after] == [alone(prompt, 4) for prompt in prompts]
+    assert [completion.token_ids for completion in after] != [completion.token_ids for completion in before]

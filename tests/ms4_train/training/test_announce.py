@@ -47,7 +47,9 @@ def test_a_rank_with_some_experts_counts_all():
         for name in ("gate_up_proj", "down_proj"):
             parameter = getattr(layer.mlp.experts, name)
             parameter.data = parameter.data[:2].clone()
-    assert TrainedParameters.of_model(part) == TrainedParameters.of_model(whole)
+    counted, expected = TrainedParameters.of_model(part), TrainedParameters.of_model(whole)
+    assert (counted.groups, counted.trainable, counted.total) == (expected.groups, expected.trainable, expected.total)
+    assert (counted.expert_shares, expected.expert_shares) == (4, 1)
 
 
 def test_data_and_length_are_said():
@@ -56,6 +58,7 @@ def test_data_and_length_are_said():
     assert "40 steps; 40 packed rows per epoch, 4.00 epochs in all" in shown
     assert "4 packed rows per step, at most 512 tokens" in shown
     assert "30 of 40 steps, resumed after step 10" in "\n".join(lines(tiny_model(), first_step=10))
+    assert "all 40 steps are done" in "\n".join(lines(tiny_model(), first_step=40))
     assert "epoch" not in "\n".join(lines(tiny_model(), rows_per_epoch=None))
 
 

@@ -1,6 +1,7 @@
 """Supervised fine-tuning: its trajectory against transformers and plain PyTorch, its options against each other, what it refuses."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -194,6 +195,23 @@ def test_epochs_become_steps(folder):
     epochs = metrics(folder, "epochs", "epoch")
     assert 0.4 < epochs[max(epochs)] < 0.9  # the packer holds some rows that were drawn
     assert (folder / "epochs" / "checkpoints").is_dir()
+
+
+def test_a_longer_run_goes_on_and_a_finished_one_only_writes_its_result(folder):
+    section = {"save_strategy": "steps", "lr_scheduler_type": "constant"}
+    sft.run(sft_run(folder, "long", training={**section, "max_steps": 6}))
+    sft.run(sft_run(folder, "grown", training={**section, "max_steps": 3}))
+    longer = sft_run(folder, "grown", training={**section, "max_steps": 6, "save_steps": 2})
+    sft.run(longer)
+    assert metrics(folder, "grown") == metrics(folder, "long")
+    left, right = weights(folder, "grown"), weights(folder, "long")
+    assert all(torch.equal(left[name], right[name]) for name in right)
+    written = (folder / "grown" / "metrics.jsonl").read_bytes()
+    shutil.rmtree(folder / "grown" / "model")
+    sft.run(longer)
+    assert (folder / "grown" / "metrics.jsonl").read_bytes() == written
+    left = weights(folder, "grown")
+    assert all(torch.equal(left[name], right[name]) for name in right)
 
 
 def test_non_finite_loss_stops_before_the_weights_change(folder, tmp_path):

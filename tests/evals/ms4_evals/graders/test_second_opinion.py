@@ -4,6 +4,7 @@ import sys
 import time
 
 import pytest
+from support.eval_client import shared_second_opinion
 
 from ms4_evals.graders.second_opinion import SecondOpinion
 from ms4_train.errors import MissingDependencyError
@@ -63,6 +64,6 @@ def test_a_worker_that_cannot_start_is_an_error(script):
 
 def test_math_verify_itself():
     r"""A form on which the two graders differ: the product is 70 for math-verify only, the residue for the integer check only."""
-    with SecondOpinion() as second:
-        assert second.ask(r"\boxed{7 \times 10}", "70") == "correct"
-        assert second.ask(r"\boxed{70 \pmod{1000}}", "70") == "wrong"
+    second = shared_second_opinion()
+    assert second.ask(r"\boxed{7 \times 10}", "70") == "correct"
+    assert second.ask(r"\boxed{70 \pmod{1000}}", "70") == "wrong"

@@ -9,8 +9,7 @@ SAMPLING = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 64}
 TASK = QuestionTask("t", "Title", 4, (TaskProblem("t/1", "What?", "7"), TaskProblem("t/2", "Why?", "8")), IntegerGrader(), "Box it.")
 
 
-class OtherGrader(IntegerGrader):
-    grader_id = "other/1"
+OTHER_GRADER = IntegerGrader(grader_id="other/1")
 
 
 def test_messages():
@@ -24,7 +23,7 @@ def test_the_column_changes_with_data_prompt_grader_mode_and_sampling():
         dataclasses.replace(TASK, problems=TASK.problems[:1]),
         dataclasses.replace(TASK, problems=(TaskProblem("t/1", "What?", "9"), TASK.problems[1])),
         dataclasses.replace(TASK, problems=tuple(reversed(TASK.problems))),
-        dataclasses.replace(TASK, grader=OtherGrader()),
+        dataclasses.replace(TASK, grader=OTHER_GRADER),
         dataclasses.replace(TASK, name="u"),
     ]
     columns = [column_id(task, "high", SAMPLING) for task in (TASK, *changed)]
@@ -43,5 +42,5 @@ def test_stored_answers_are_found_by_prompt_and_sampling_and_graded_by_grader_an
     messages = TASK.messages(TASK.problems[0])
     assert prompt_id(messages) != prompt_id(TASK.messages(TASK.problems[1]))
     assert sampling_id(SAMPLING) == sampling_id(dict(reversed(SAMPLING.items())))
-    ids = {grading_id(grader, gold) for grader in (IntegerGrader(), OtherGrader()) for gold in ("7", "8")}
+    ids = {grading_id(grader, gold) for grader in (IntegerGrader(), OTHER_GRADER) for gold in ("7", "8")}
     assert len(ids) == 4
