@@ -30,7 +30,7 @@ def test_other():
     ("has_data", "required", "outcome", "code"),
     [
         (False, False, "1 passed, 2 skipped", 0),
-        (False, True, "1 failed, 1 passed, 1 error", 1),
+        (False, True, "1 passed, 2 errors", 1),
         (True, True, "3 passed", 0),
     ],
 )

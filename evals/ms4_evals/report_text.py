@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ms4_evals.outside_text import one_line
+
 _LENGTH_ROWS = (
     ("thinking", "characters", "thinking_chars"),
     ("final answer", "characters", "answer_chars"),
@@ -20,13 +22,13 @@ _LENGTH_ROWS = (
 
 def to_markdown(report: dict[str, Any]) -> str:
     """The report as Markdown: scores, the paired difference, lengths, repeats, disagreements."""
-    lines = [f"# {one_line(report['label'])}", ""]
+    lines = [f"# {in_table(report['label'])}", ""]
     if not report["complete"]:
         lines += ["**Not complete: samples are missing or ended in errors. Scores are of the graded samples only.**", ""]
     for task in report["tasks"]:
         lines += _task_lines(task, report["confidence"])
     lines += ["## Run", "", f"- run `{report['run_id'][:16]}`, seed {report['seed']}"]
-    lines += [f"- {key}: `{one_line(str(value))}`" for key, value in report["model"].items()]
+    lines += [f"- {key}: `{in_table(str(value))}`" for key, value in report["model"].items()]
     lines += ["- versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()) for versions in report["versions"]]
     return "\n".join(lines) + "\n"
 
@@ -36,14 +38,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def one_line(text: str) -> str:
-    """Outside text made fit for one line of a Markdown table."""
-    return " ".join(text.replace("|", "\\|").replace("`", "'").split())
+def in_table(text: str) -> str:
+    """Outside text made fit for a cell of a Markdown table."""
+    return one_line(text).replace("|", "\\|").replace("`", "'")
 
 
 def _task_lines(task: dict[str, Any], confidence: float) -> list[str]:
     lines = [
-        f"## {one_line(task['title'])}",
+        f"## {in_table(task['title'])}",
         "",
         f"board `{task['board_id'][:12]}`, grader {task['grader']}, {task['problems']} problems",
         "",
@@ -127,7 +129,7 @@ def _opinion_lines(task: dict[str, Any]) -> list[str]:
                 f" failed on {counts['failed']}"
             )
         lines += [
-            f"  - {item['problem']}, sample {item['sample']}: gold {item['gold']}, read `{one_line(str(item['extracted']))}`"
+            f"  - {item['problem']}, sample {item['sample']}: gold {item['gold']}, read `{in_table(str(item['extracted']))}`"
             f" ({item['verdict']}), math-verify says {item['second_opinion']}"
             for item in mode["disagreements"]
         ]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ms4_evals.graders.integer import VERDICTS
+from ms4_evals.outside_text import one_line
 from ms4_evals.report import rounded, summary_values
 from ms4_evals.statistics.scores import Difference
 from ms4_evals.statistics.summary import Summary, compare_modes, disagrees, summarise
@@ -157,7 +158,8 @@ def _make_board(entries: Sequence[tuple[RunRecord, dict[str, Cell]]]) -> Board:
     rows = [Row(label, run.run_id, cells, _difference(run, cells)) for label, (run, cells) in zip(labels, entries, strict=True)]
     rows.sort(key=_best_score, reverse=True)
     first = ordered[0]
-    return Board(first.board_id, first.task, first.title, first.grader_id, len(first.problems), columns, tuple(rows))
+    names = (one_line(first.task), one_line(first.title), one_line(first.grader_id))
+    return Board(first.board_id, *names, len(first.problems), columns, tuple(rows))
 
 
 def _difference(run: RunRecord, cells: Mapping[str, Cell]) -> Difference | None:
@@ -175,8 +177,9 @@ def _best_score(row: Row) -> float:
 
 def _distinct_labels(runs: Sequence[RunRecord]) -> list[str]:
     """Labels, with the start of the run id where two runs share one, and a number where even that is equal."""
-    counts = Counter(run.label for run in runs)
-    labels = [run.label if counts[run.label] == 1 else f"{run.label} [{run.run_id[:6]}]" for run in runs]
+    plain = [one_line(run.label) for run in runs]
+    counts = Counter(plain)
+    labels = [label if counts[label] == 1 else f"{label} [{run.run_id[:6]}]" for label, run in zip(plain, runs, strict=True)]
     seen: Counter[str] = Counter()
     distinct: list[str] = []
     for label in labels:

@@ -14,6 +14,7 @@ from html import escape
 from ms4_evals.leaderboard.collect import Board, Cell, Column, Row
 from ms4_evals.leaderboard.page_assets import SCRIPT, STYLE
 from ms4_evals.leaderboard.table import difference_text, length_text, mean_length, score_text
+from ms4_evals.outside_text import printable
 from ms4_evals.statistics.summary import Summary
 from ms4_evals.store.records import GradedSample
 
@@ -62,27 +63,27 @@ def _board_html(board: Board) -> str:
     rows = "".join(_row_html(board, row) for row in board.rows)
     examples = "".join(_examples_html(board, row) for row in board.rows)
     return (
-        f"<section><h2>{escape(board.title)}</h2>"
-        f'<p class="facts">{board.num_problems} problems, grader {escape(board.grader_id)},'
-        f' board <code title="{escape(board.board_id)}">{escape(board.board_id[:12])}</code></p>'
+        f"<section><h2>{safe(board.title)}</h2>"
+        f'<p class="facts">{board.num_problems} problems, grader {safe(board.grader_id)},'
+        f' board <code title="{safe(board.board_id)}">{safe(board.board_id[:12])}</code></p>'
         f'<div class="scroll"><table class="sortable"><thead><tr>{"".join(groups)}</tr><tr>{"".join(heads)}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div><h3>Samples</h3>{examples}</section>"
     )
 
 
 def _column_html(column: Column) -> str:
-    sampling = ", ".join(f"{escape(str(key))} {value}" for key, value in column.sampling.items())
-    identity = f'<code title="{escape(column.column_id)}">{escape(column.column_id[:12])}</code>'
-    return f'{escape(column.heading)}<br><span class="facts">{sampling}, {identity}</span>'
+    sampling = ", ".join(f"{safe(str(key))} {safe(str(value))}" for key, value in column.sampling.items())
+    identity = f'<code title="{safe(column.column_id)}">{safe(column.column_id[:12])}</code>'
+    return f'{safe(column.heading)}<br><span class="facts">{sampling}, {identity}</span>'
 
 
 def _head(name: str, css: str) -> str:
-    return f'<th class="{css}"><button type="button">{escape(name)}</button></th>'
+    return f'<th class="{css}"><button type="button">{safe(name)}</button></th>'
 
 
 def _row_html(board: Board, row: Row) -> str:
     value = row.difference.value if row.difference else None
-    cells = [f'<td class="left"><span title="run {escape(row.run_id)}">{escape(row.label)}</span></td>']
+    cells = [f'<td class="left"><span title="run {safe(row.run_id)}">{safe(row.label)}</span></td>']
     cells.append(_number(value, difference_text(row), "group-start strong"))
     for column in board.columns:
         cell = row.cells.get(column.column_id)
@@ -103,7 +104,7 @@ def _cell_html(summary: Summary) -> list[str]:
 def _number(value: float | None, text: str, css: str = "") -> str:
     """A cell that sorts by its value; cells without one sort last."""
     attribute = "" if value is None else f' data-value="{value!r}"'
-    first, space, interval = escape(text).partition(" [")
+    first, space, interval = safe(text).partition(" [")
     tail = f'<span class="interval">[{interval}</span>' if space else ""
     return f'<td class="{css}"{attribute}>{first}{tail}</td>'
 
@@ -114,38 +115,42 @@ def _examples_html(board: Board, row: Row) -> str:
         for column in board.columns
         if column.column_id in row.cells and row.cells[column.column_id].examples
     ]
-    return f"<details><summary>{escape(row.label)}</summary>{''.join(parts)}</details>" if parts else ""
+    return f"<details><summary>{safe(row.label)}</summary>{''.join(parts)}</details>" if parts else ""
 
 
 def _cell_examples_html(board: Board, column: Column, cell: Cell) -> str:
     questions = {problem.problem_id: problem.question for problem in cell.summary.evaluation.problems}
     samples = "".join(_sample_html(sample, questions[sample.problem_id]) for sample in cell.examples)
-    return f"<h4>{escape(column.heading)}: {escape(board.task)}</h4>{samples}"
+    return f"<h4>{safe(column.heading)}: {safe(board.task)}</h4>{samples}"
 
 
 def _sample_html(sample: GradedSample, question: str) -> str:
-    read = "no box" if sample.extracted is None else f"read {escape(sample.extracted)}"
+    read = "no box" if sample.extracted is None else f"read {safe(sample.extracted)}"
     facts = (
-        f"gold {escape(sample.gold)}, {read}; thinking {len(sample.thinking):,} characters"
+        f"gold {safe(sample.gold)}, {read}; thinking {len(sample.thinking):,} characters"
         f" ({sample.thinking_tokens:,} tokens), answer {len(sample.answer):,} characters ({sample.answer_tokens:,} tokens)"
     )
     if sample.opinion is not None:
-        facts += f"; math-verify: {escape(sample.opinion)}"
+        facts += f"; math-verify: {safe(sample.opinion)}"
     if sample.error is not None:
-        facts += f"; {escape(sample.error)}"
+        facts += f"; {safe(sample.error)}"
     thinking = f"<dt>thinking</dt><dd><pre>{_clipped(sample.thinking)}</pre></dd>" if sample.thinking else ""
     return (
-        f'<details class="sample"><summary><span class="verdict {escape(sample.verdict)}">{escape(sample.verdict)}</span>'
-        f" {escape(sample.problem_id)}, sample {sample.sample_index}</summary>"
+        f'<details class="sample"><summary><span class="verdict {safe(sample.verdict)}">{safe(sample.verdict)}</span>'
+        f" {safe(sample.problem_id)}, sample {sample.sample_index}</summary>"
         f'<p class="facts">{facts}</p><dl><dt>question</dt><dd><pre>{_clipped(question)}</pre></dd>{thinking}'
         f"<dt>final answer</dt><dd><pre>{_clipped(sample.answer)}</pre></dd></dl></details>"
     )
 
 
 def _clipped(text: str) -> str:
-    """Outside text, escaped; of a long one its beginning and its end."""
+    """Outside text made safe; of a long one its beginning and its end."""
     if len(text) > _CLIPPED_CHARACTERS:
         half = _CLIPPED_CHARACTERS // 2
         text = f"{text[:half]}\n[... {len(text) - 2 * half:,} characters left out ...]\n{text[-half:]}"
-    # Control characters but for tab and line feed have no place in HTML.
-    return escape("".join(sign if sign >= " " or sign in "\t\n" else "\N{REPLACEMENT CHARACTER}" for sign in text))
+    return safe(text)
+
+
+def safe(text: str) -> str:
+    """Text for an element or a quoted attribute: escaped, and without control characters."""
+    return escape(printable(text))

@@ -24,7 +24,8 @@ from ms4_evals.graders.integer import Grade
 from ms4_evals.store.lock import exclusive_lock
 from ms4_evals.store.records import Evaluation, GradedSample, PlannedProblem, RunRecord, Sample
 from ms4_evals.store.schema import connect, database_errors
-from ms4_evals.tasks.base import Mode
+from ms4_evals.tasks.base import MODES, Mode
+from ms4_train.errors import EvaluationError
 from ms4_train.untrusted import parse_json
 
 _KEY_COLUMNS = "run_id = ? AND problem_id = ? AND prompt_id = ? AND mode = ? AND sampling_id = ? AND sample_index = ?"
@@ -173,6 +174,10 @@ class ResultStore:
         problems = self._execute(
             "SELECT problem_id, prompt_id, grading_id, gold, question FROM problems WHERE column_id = ? ORDER BY position", (row[4],)
         )
+        sampling = parse_json(row[6], file=self.path)
+        numbers = isinstance(sampling, dict) and all(isinstance(value, int | float) for value in sampling.values())
+        if row[2] not in MODES or not numbers:
+            raise EvaluationError("the store is damaged: an evaluation without mode or sampling.", file=self.path, fix="restore the file.")
         return Evaluation(
             task=row[0],
             title=row[1],
@@ -180,7 +185,7 @@ class ResultStore:
             board_id=row[3],
             column_id=row[4],
             sampling_id=row[5],
-            sampling=parse_json(row[6], file=self.path),
+            sampling=sampling,
             grader_id=row[7],
             uses_second_opinion=bool(row[8]),
             samples=row[9],

@@ -4,7 +4,7 @@ from support.eval_client import RuleClient, arithmetic_tasks, both_modes, shared
 
 from ms4_evals.progress import Progress
 from ms4_evals.report import build_report
-from ms4_evals.report_text import one_line, percent, to_markdown
+from ms4_evals.report_text import in_table, percent, to_markdown
 from ms4_evals.runner import make_plans, run_evaluations
 from ms4_evals.store.records import RunRecord
 from ms4_evals.store.results import ResultStore
@@ -54,4 +54,4 @@ def test_a_hostile_label_stays_on_its_line(tmp_path):
 
 def test_helpers():
     assert percent(0.12345) == "12.3"
-    assert one_line(" a\n\tb ") == "a b"
+    assert in_table(" a\n\tb | `c`") == "a b \\| 'c'"

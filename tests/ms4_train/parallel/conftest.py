@@ -1,6 +1,8 @@
 """A few launches carry many checks each; the tests read what the ranks wrote."""
 
+import fcntl
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,30 +15,46 @@ DEEPSPEED_CHECKS = (
 )
 
 
-def _reports(worker, folder, ranks, *arguments):
-    outputs = run_ranks(HERE / worker, str(folder), *arguments, ranks=ranks)
-    return [{**json.loads((folder / f"{rank}.json").read_text()), "output": output} for rank, output in enumerate(outputs)]
+def _reports(base, worker, ranks, *arguments):
+    """(folder, one dict per rank). Under pytest-xdist the first process that asks launches the ranks and the others wait for it."""
+    distributed = "PYTEST_XDIST_WORKER" in os.environ
+    folder = (base.parent if distributed else base) / f"{Path(worker).stem}-{ranks}"
+    folder.mkdir(exist_ok=True)
+    done = folder / "done"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            for rank, output in enumerate(run_ranks(HERE / worker, str(folder), *arguments, ranks=ranks)):
+                (folder / f"{rank}.txt").write_text(output)
+            done.touch()
+    outputs = [(folder / f"{rank}.txt").read_text() for rank in range(ranks)]
+    return folder, [{**json.loads((folder / f"{rank}.json").read_text()), "output": output} for rank, output in enumerate(outputs)]
 
 
 @pytest.fixture(scope="session")
 def light_report(tmp_path_factory):
     """Findings of light_worker.py on two ranks, one dict per rank."""
-    return _reports("light_worker.py", tmp_path_factory.mktemp("light"), 2)
+    return _reports(tmp_path_factory.getbasetemp(), "light_worker.py", 2)[1]
 
 
 @pytest.fixture(scope="session")
-def deepspeed_folder(tmp_path_factory):
-    """Where the two DeepSpeed ranks leave their findings and state."""
-    return tmp_path_factory.mktemp("deepspeed")
+def _two_deepspeed_ranks(tmp_path_factory):
+    return _reports(tmp_path_factory.getbasetemp(), "deepspeed_worker.py", 2, "2", *DEEPSPEED_CHECKS.split())
 
 
 @pytest.fixture(scope="session")
-def deepspeed_report(deepspeed_folder):
+def deepspeed_folder(_two_deepspeed_ranks):
+    """Where the two DeepSpeed ranks left the state of the checks ``full`` and ``lora``."""
+    return _two_deepspeed_ranks[0]
+
+
+@pytest.fixture(scope="session")
+def deepspeed_report(_two_deepspeed_ranks):
     """Findings of deepspeed_worker.py on two ranks that share the experts."""
-    return _reports("deepspeed_worker.py", deepspeed_folder, 2, "2", *DEEPSPEED_CHECKS.split())
+    return _two_deepspeed_ranks[1]
 
 
 @pytest.fixture(scope="session")
 def four_rank_report(tmp_path_factory):
     """Findings on four ranks: two halves of the experts, each held twice."""
-    return _reports("deepspeed_worker.py", tmp_path_factory.mktemp("four"), 4, "2", "resume")
+    return _reports(tmp_path_factory.getbasetemp(), "deepspeed_worker.py", 4, "2", "resume")[1]

@@ -1,7 +1,7 @@
 """The whole program on two ranks under torchrun, and the same run in one process: ``ms4 train`` as a user starts it.
 
 Two ranks with one row each see the same rows per step as one process that accumulates two, so losses must agree; and a checkpoint of two
-ranks goes on in one process. Tolerance 1e-4: a log line's loss after a few Adam steps in fp32, where sums ran in another order.
+ranks goes on in one process. Tolerances allow for fp32 sums in another order.
 """
 
 import json
@@ -21,6 +21,8 @@ from ms4_recipes import sft
 from ms4_train.config import load_run
 
 STEPS = 4
+LOSS_TOLERANCE = 1e-5
+WEIGHT_TOLERANCE = 1e-4  # weights moved by 2.5e-3 each; Adam turns rounding of small gradients into up to 1e-5 here
 RUN = """
 recipe: sft
 output_dir: {output}
@@ -106,15 +108,14 @@ def test_two_ranks_then_one(files, name):
     _one_process(files, name, one)
     losses = _metrics(one, "loss")
     assert sorted(losses) == [1, 2, 3, 4]
-    assert _metrics(two, "loss") == pytest.approx(losses, abs=1e-4)
-    assert _metrics(resumed, "loss") == pytest.approx(losses, abs=1e-4)
-    for key, tolerance in (("grad_norm", 1e-3), ("eval_loss", 1e-4)):
+    assert _metrics(two, "loss") == pytest.approx(losses, abs=LOSS_TOLERANCE)
+    assert _metrics(resumed, "loss") == pytest.approx(losses, abs=LOSS_TOLERANCE)
+    for key, tolerance in (("grad_norm", 1e-4), ("eval_loss", 1e-5)):
         assert _metrics(two, key) == pytest.approx(_metrics(one, key), rel=tolerance)
     folder = "model" if name == "full" else "adapter"
     weights = [next((output / folder).glob("*.safetensors")) for output in (two, resumed, one)]
     first, second, expected = (load_file(path) for path in weights)
     assert first.keys() == second.keys() == expected.keys()
     for key, value in expected.items():
-        print("DIFF", key, (first[key] - value).abs().max().item(), (second[key] - value).abs().max().item(), value.abs().max().item())
-        torch.testing.assert_close(first[key], value, rtol=0, atol=1e-3)
-        torch.testing.assert_close(second[key], value, rtol=0, atol=1e-3)
+        torch.testing.assert_close(first[key], value, rtol=0, atol=WEIGHT_TOLERANCE)
+        torch.testing.assert_close(second[key], value, rtol=0, atol=WEIGHT_TOLERANCE)

@@ -167,6 +167,13 @@ def test_a_second_writer_is_refused_and_readers_are_not(store):
         assert reader.runs() == [RUN]
 
 
+@pytest.mark.parametrize("change", ["mode = 'medium'", "sampling = '[1]'", 'sampling = \'{"max_tokens": "<b>"}\''])
+def test_a_damaged_evaluation_is_refused(store, change):
+    store._connection.execute(f"UPDATE evaluations SET {change}")
+    with pytest.raises(EvaluationError, match="damaged"):
+        store.evaluations(RUN.run_id)
+
+
 def test_a_damaged_json_value_is_an_error_of_ours(store, evaluation):
     store._connection.execute("UPDATE runs SET model = '{\"a\": NaN}'")
     with pytest.raises(Exception, match="NaN") as caught:

@@ -1,0 +1,39 @@
+"""Stores and boards that the leaderboard's tests share."""
+
+import pytest
+from support.eval_client import RuleClient, arithmetic_tasks, both_modes, shared_second_opinion
+
+from ms4_evals.leaderboard.collect import collect_boards
+from ms4_evals.progress import Progress
+from ms4_evals.runner import make_plans, run_evaluations
+from ms4_evals.store.records import RunRecord
+from ms4_evals.store.results import ResultStore
+
+TASKS = arithmetic_tasks(problems=5, samples=2)
+
+
+def evaluate(path, name, *, tasks=TASKS, modes=None, label=None, client=None):
+    client = client or RuleClient(tasks, name=name)
+    plans = make_plans(tasks, modes or both_modes())
+    run = RunRecord(label or name, client.identity(), 0)
+    with ResultStore.open(path) as store:
+        run_evaluations(client, store, plans, run, config={}, progress=Progress(), second_opinion=shared_second_opinion())
+    return run
+
+
+@pytest.fixture(scope="session")
+def evaluate_into():
+    """evaluate_into(path, name, *, tasks, modes, label, client): one more run in a store."""
+    return evaluate
+
+
+@pytest.fixture(scope="session")
+def boards(tmp_path_factory):
+    """Two boards (digits, letters) with two runs each; the second run is unfinished on letters and has a hostile name."""
+    path = tmp_path_factory.mktemp("boards") / "r.sqlite"
+    both = TASKS + arithmetic_tasks(problems=4, samples=1, kind="letters")
+    evaluate(path, "tiny", tasks=both)
+    hostile = "<script>alert('x')</script> & $name_ [red]"
+    failing = RuleClient(both, name="other", fail=lambda request: "letters" in request.problem_id and request.problem_id.endswith("1"))
+    evaluate(path, "other", tasks=both, label=hostile, client=failing)
+    return collect_boards([path])
