@@ -8,7 +8,7 @@ TEST_PROCESSES ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); [ $$n -gt 8 ] && n=8;
 # Tests of one file stay in one process, so that what a file sets up once is set up once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
 
-.PHONY: help setup quickstart test test-full test-gpu check format bench clean
+.PHONY: help setup quickstart test test-full test-gpu check lint types layers layout format bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -33,12 +33,20 @@ test-full: setup  ## the slow ones too
 test-gpu: setup  ## those that need a CUDA device, one process
 	$(BIN)/pytest -m gpu
 
-check: setup  ## style, types, layers, layout
+check: lint types layers layout  ## style, types, layers, layout
+
+lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: setup
 	$(BIN)/pyright
+
+layers: setup
 	$(BIN)/lint-imports
-	$(BIN)/pytest tests/test_layout.py
+
+layout: setup
+	$(BIN)/pytest tests/test_layout.py tests/test_conftest.py
 
 format: setup  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .

@@ -3,7 +3,8 @@
 A file is written beside its target under a temporary name, flushed to the disk, renamed, and the folder flushed too; a crash at any
 moment leaves the old file or the new one. Exercise it: ``pytest tests/ms4_train/test_storage.py``.
 
-Not covered: folders of several files (``ms4_train.checkpoint`` builds those from these parts).
+Not covered: folders of several files (``ms4_train.checkpoint`` builds those from these parts), and the temporary file
+``.NAME.PID.RANDOM.tmp`` that a killed process leaves beside its target.
 """
 
 from __future__ import annotations

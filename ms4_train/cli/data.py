@@ -56,7 +56,7 @@ ms4 data preview rows.jsonl
 
 ms4 data preview rows.jsonl --rows 1 --start 42 --no-thinking --turns last
 
-ms4 data preview configs/train/quickstart.yaml
+ms4 data preview configs/train/tiny_full.yaml
 
 NO_COLOR=1 ms4 data preview rows.jsonl > preview.txt"""
 )
@@ -113,7 +113,7 @@ ms4 data check rows.jsonl
 
 ms4 data check rows.parquet --mode high --tokenizer MODEL/tekken.json
 
-ms4 data check configs/train/quickstart.yaml
+ms4 data check configs/train/tiny_full.yaml
 
 ms4 data check rows.jsonl --faults bad.jsonl"""
 )

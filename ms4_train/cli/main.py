@@ -86,17 +86,24 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard_stdout()
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
 
 
 def _leave_quietly() -> NoReturn:
-    # Python flushes stdout once more at exit; pointing it at nothing keeps that flush from complaining about the closed pipe.
+    _discard_stdout()
+    sys.exit(1)
+
+
+def _discard_stdout() -> None:
+    # Python flushes stdout once more at exit; pointing it at nothing keeps that flush from complaining about a closed pipe or a full disk.
     import os
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from ms4_train.parallel.parameters import (
     expert_modules,
     expert_parameters,
     gather_experts,
+    gathered,
     trained_parameters,
 )
 
@@ -104,13 +105,6 @@ class DeepSpeedEngine:
         """The named parameters, in the model's dtype, on every rank; sharded experts are gathered."""
         parameters = dict(self.model.named_parameters())
         for name in names:
-            local = self._whole(parameters[name])
+            with gathered(parameters[name]) as whole:
+                local = whole.clone() if self._stage == 3 else whole
             yield name, gather_experts(local, self.mesh) if name in self._sharded_names else local
-
-    def _whole(self, parameter: nn.Parameter) -> Tensor:
-        if self._stage < 3:
-            return parameter.detach()
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([parameter]):
-            return parameter.detach().clone()

@@ -5,6 +5,7 @@ Exercise it: ``pytest tests/ms4_train/parallel/test_parameters.py``.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -94,6 +95,18 @@ def gather_experts(local: Tensor, mesh: Mesh) -> Tensor:
     parts = list(full.split(local.shape[0]))
     dist.all_gather(parts, local.contiguous(), group=mesh.expert_parallel_group)
     return full
+
+
+@contextlib.contextmanager
+def gathered(parameter: nn.Parameter) -> Iterator[Tensor]:
+    """The whole value of a parameter, which ZeRO 3 may have spread over ranks, for reading inside the ``with``. Collective."""
+    if not hasattr(parameter, "ds_id"):
+        yield parameter.detach()
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        yield parameter.detach()
 
 
 def checked_state(trained: TrainedParameter, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:

@@ -63,7 +63,7 @@ def run(config: EvalRun) -> Path:
             resamples=config.bootstrap_samples,
         )
     path, text_path = write_report(report, report_folder(Path(config.store)))
-    track(config, report, path.parent)
+    track(config, report, path.with_suffix(""))
     console.print(f"{outcome.drawn} samples drawn, {outcome.reused} taken from the store.", highlight=False)
     for line in headlines(report):
         console.print(line, highlight=False, markup=False)
@@ -134,7 +134,7 @@ def headlines(report: dict[str, Any]) -> list[str]:
 
 
 def track(config: EvalRun, report: dict[str, Any], folder: Path) -> None:
-    """Hand the numbers to W&B, where that is on."""
+    """Hand the numbers to W&B, where that is on; its files lie in ``folder``."""
     if config.tracking.wandb.mode == "disabled":
         return
     from ms4_train.tracking import make_trackers

@@ -20,13 +20,13 @@ def write_model(folder: Path) -> Path:
     return folder
 
 
-def eval_run(model: Path, store: Path, **sections: Any) -> EvalRun:
+def eval_run(model_folder: Path, store: Path, **sections: Any) -> EvalRun:
     """A run of 5 + 4 problems with two samples each, in both modes, sampled at temperature 0.7; ``sections`` replace its own."""
     values: dict[str, Any] = {
         "recipe": "eval",
         "store": str(store),
         "label": "tiny",
-        "model": {"path": str(model), "dtype": "float32"},
+        "model": {"path": str(model_folder), "dtype": "float32"},
         "tasks": [
             {"task": "arithmetic", "kind": "digits", "problems": 5, "samples": 2},
             {"task": "arithmetic", "kind": "letters", "problems": 4, "samples": 2},

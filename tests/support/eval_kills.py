@@ -1,4 +1,4 @@
-"""Evaluations of a real model in forked processes that are really killed, and that go on. Run it as ``python -m support.eval_kills FOLDER``.
+"""Evaluations of a real model in forked processes that are really killed, and that go on: ``python -m support.eval_kills FOLDER``.
 
 torch is imported once; every evaluation is a fork, so a kill costs a second and not ten. What happened is printed as one JSON object, which
 ``tests/recipes/ms4_recipes/test_evaluate_resume.py`` looks at.
@@ -50,7 +50,7 @@ def wait(process: int) -> int:
 
 
 def die_at(name: str, call: int) -> Callable[[], None]:
-    """Die inside a store's transaction, with its statements executed and not committed."""
+    """Die when a method of the store has run so many times; ``_insert_grade`` runs before its transaction is committed."""
 
     def prepare() -> None:
         original = getattr(ResultStore, name)
@@ -98,14 +98,19 @@ def main(folder: Path) -> dict[str, Any]:
     run = eval_run(model, store)
     seen: list[dict[str, Any]] = []
 
+    def slow_run() -> None:
+        add = ResultStore.add
+        ResultStore.add = lambda *arguments: (add(*arguments), time.sleep(0.1))[0]  # so that the kill comes in time on a busy machine
+        evaluate.run(run)
+
     def attempt(name: str, code: int, before: list[list[Any]]) -> None:
         after = rows(store)
         seen.append({"name": name, "code": code, "held": len(before), "holds": len(after), "kept": after[: len(before)] == before})
 
-    for name, prepare in {"in the third sample": die_at("_insert_grade", 3), "in the first opinions": die_at("set_opinions", 1)}.items():
+    for name, prepare in {"in the third sample": die_at("_insert_grade", 3), "after the first opinions": die_at("set_opinions", 1)}.items():
         before = rows(store)
-        if name == "in the first opinions":
-            attempt("from outside", kill_when(fork(lambda: evaluate.run(run)), store, len(before) + 4), before)
+        if name == "after the first opinions":
+            attempt("from outside", kill_when(fork(slow_run), store, len(before) + 4), before)
             before = rows(store)
 
         def doomed(prepare: Callable[[], None] = prepare) -> None:

@@ -39,8 +39,8 @@ class Kind:
         description: one sentence for ``ms4 eval --list``.
         modulus: every step is reduced by it.
         operands: the ten symbols that stand for 0 to 9 in the question.
-        operators: the symbols that stand for ``+``, ``-`` and ``*`` in the question.
-        separator: what stands between two symbols of the question.
+        operators: the symbols that stand for ``+``, ``-`` and ``*`` in the question. Capital operators between small operands keep the
+            tokenizer from joining symbols, so every symbol is one token in every kind.
         leftmost_first: False reads the chain backwards before working it.
         suffix: what the question says after the chain.
     """
@@ -51,7 +51,6 @@ class Kind:
     suffix: str
     operands: str = "0123456789"
     operators: str = _OPERATORS
-    separator: str = ""
     leftmost_first: bool = True
 
 
@@ -61,12 +60,11 @@ KINDS: dict[str, Kind] = {
         Kind("digits", "7*3+8-5, left to right modulo 10", 10, " mod 10, left to right"),
         Kind(
             "letters",
-            "the same chain spelled h t d p i m f: a to j are 0 to 9, p m t are plus, minus, times",
+            "the same chain spelled hXdPiMf: a to j are 0 to 9, P M X are plus, minus, times",
             10,
             " mod 10, left to right, a is 0",
             operands="abcdefghij",
-            operators="pmt",
-            separator=" ",
+            operators="PMX",
         ),
         Kind("modulus7", "7*3+8-5, left to right modulo 7", 7, " mod 7, left to right"),
         Kind("backwards", "7*3+8-5 modulo 10, read from its end: 5-8+3*7", 10, " mod 10, read backwards", leftmost_first=False),
@@ -102,7 +100,7 @@ def split_of(chain: str) -> Split:
 
 def work_out(kind: Kind, chain: str) -> Problem:
     """The problem that ``kind`` makes of a plain chain of one-digit operands and operators, e.g. ``7*3+8``."""
-    question = kind.separator.join(_spell(kind, symbol) for symbol in chain) + kind.suffix
+    question = "".join(_spell(kind, symbol) for symbol in chain) + kind.suffix
     ordered = chain if kind.leftmost_first else chain[::-1]
     value = int(ordered[0])
     steps: list[str] = []

@@ -1,3 +1,5 @@
+"""AdamW's groups and its state from the start, against torch's own."""
+
 import copy
 
 import pytest

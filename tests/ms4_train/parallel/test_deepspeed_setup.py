@@ -1,3 +1,5 @@
+"""What DeepSpeed is told about experts, and what happens when it is not told."""
+
 import sys
 
 import pytest

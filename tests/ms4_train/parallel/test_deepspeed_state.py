@@ -1,3 +1,5 @@
+"""State out of DeepSpeed and back, and from two ranks into one process."""
+
 import pytest
 import torch
 from safetensors.torch import load_file

@@ -1,3 +1,5 @@
+"""Which engine a mesh gets."""
+
 import pytest
 from support.models import tiny_model
 

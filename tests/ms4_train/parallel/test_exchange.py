@@ -1,3 +1,5 @@
+"""Tokens to other ranks' experts and back, against one call of the operation with all experts."""
+
 import pytest
 from support.models import tiny_model
 

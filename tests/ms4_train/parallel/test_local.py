@@ -1,3 +1,5 @@
+"""The plain engine against a hand-written torch loop, and its state out and back."""
+
 import copy
 
 import pytest

@@ -1,3 +1,5 @@
+"""Places of ranks, collectives, and environments that do not fit."""
+
 import pytest
 import torch
 

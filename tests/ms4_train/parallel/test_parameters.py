@@ -1,3 +1,5 @@
+"""Which parameters are trained, decayed, sharded, and written by whom."""
+
 import pytest
 import torch
 from support.models import tiny_model
@@ -5,7 +7,7 @@ from torch import nn
 
 from ms4_train.errors import CheckpointError, TrainingError
 from ms4_train.parallel import Mesh
-from ms4_train.parallel.parameters import checked_state, expert_parameters, trained_parameters
+from ms4_train.parallel.parameters import checked_state, expert_parameters, gathered, trained_parameters
 
 
 class _Adapter(nn.Module):
@@ -67,7 +69,6 @@ def test_without_expert_parallelism_stacks_are_replicated():
 
 
 def test_stored_state_gives_this_ranks_part():
-    item = trained_parameters(tiny_model(), Mesh(1, 2, 2, 1))[-1]
     by_name = {item.name: item for item in trained_parameters(tiny_model(), Mesh(1, 2, 2, 1))}
     item = by_name["model.layers.0.mlp.experts.down_proj"]
     stored = {kind: torch.randn(item.full_shape) for kind in ("weight", "exp_avg", "exp_avg_sq")} | {"step": torch.tensor(7)}
@@ -82,3 +83,10 @@ def test_stored_state_gives_this_ranks_part():
 def test_a_frozen_model_is_refused():
     with pytest.raises(TrainingError, match="no parameter"):
         trained_parameters(tiny_model().requires_grad_(False), Mesh())
+
+
+def test_a_parameter_that_is_not_spread_is_read_as_it_is():
+    head = tiny_model().lm_head.weight
+    with gathered(head) as whole:
+        assert whole.data_ptr() == head.data_ptr()
+        assert not whole.requires_grad

@@ -30,7 +30,7 @@ PLANNED = (5 + 4) * 2 * 2
 
 def test_the_processes_really_were_killed(outcome):
     codes = {attempt["name"]: attempt["code"] for attempt in outcome[1]["attempts"]}
-    assert codes == {"in the third sample": -9, "from outside": -9, "in the first opinions": -9, "to the end": 0, "once more": 0}
+    assert codes == {"in the third sample": -9, "from outside": -9, "after the first opinions": -9, "to the end": 0, "once more": 0}
 
 
 def test_each_start_goes_on_and_repeats_no_finished_sample(outcome):

@@ -5,6 +5,7 @@ import json
 import operator
 
 import pytest
+from support.tokenizers import tiny_tokenizer
 
 from ms4_evals.tasks import arithmetic
 from ms4_train.errors import EvaluationError
@@ -30,9 +31,8 @@ def value_of_nested(chain: str, modulus: int) -> int:
 
 def plain_chain(kind: str, question: str) -> str:
     spec = arithmetic.KINDS[kind]
-    symbols = question.removesuffix(spec.suffix).split(" ") if spec.separator else list(question.removesuffix(spec.suffix))
     spelled = dict(zip(spec.operands + spec.operators, "0123456789+-*", strict=True))
-    return "".join(spelled[symbol] for symbol in symbols)
+    return "".join(spelled[symbol] for symbol in question.removesuffix(spec.suffix))
 
 
 @pytest.mark.parametrize("kind", arithmetic.KINDS)
@@ -52,7 +52,7 @@ def test_the_example_of_the_documentation():
     assert problem.thinking == "7*3=1 1+8=9 9-5=4 4*9=6 6+2=8 8-4=4"
     assert problem.answer == 4
     letters = arithmetic.work_out(arithmetic.KINDS["letters"], "7*3+8-5")
-    assert letters.question.startswith("h t d p i m f mod 10")
+    assert letters.question.startswith("hXdPiMf mod 10")
 
 
 @pytest.mark.parametrize("steps", [2, 6])
@@ -69,6 +69,16 @@ def test_without_the_split_two_draws_do_meet():
     first = {p.question for p in arithmetic.make_problems("digits", 1500, 0, steps=2)}
     second = {p.question for p in arithmetic.make_problems("digits", 1500, 1, steps=2)}
     assert first & second
+
+
+@pytest.mark.parametrize("ranks", [260, 512, 1000])
+def test_every_symbol_is_one_token_of_a_small_tokenizer(ranks):
+    """Kinds then differ in symbols and not in length or alignment, so that a small adapter can carry the skill over."""
+    tokenizer = tiny_tokenizer(ranks)
+    for kind in arithmetic.KINDS.values():
+        for chain in ("7*3+8-5*9+2-4", *(f"{a}{sign}{b}" for sign in "+-*" for a in range(10) for b in range(10))):
+            question = arithmetic.work_out(kind, chain).question.removesuffix(kind.suffix)
+            assert len(tokenizer.encode_text(question)) == len(chain), question
 
 
 def test_problems_are_distinct_and_reproducible():

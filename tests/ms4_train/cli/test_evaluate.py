@@ -1,0 +1,108 @@
+"""``ms4 eval`` and ``ms4 leaderboard`` as a user calls them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from support.eval_files import eval_run, write_model
+
+from ms4_train.cli.main import main
+from ms4_train.config import EvalRun, load_run, to_yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIGS = sorted((ROOT / "configs" / "eval").glob("*.yaml"))
+
+
+def ms4(capsys, *arguments):
+    """(exit code, standard output, standard error) of a command."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return caught.value.code or 0, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with a model and a run file."""
+    folder = tmp_path_factory.mktemp("cli")
+    run = eval_run(write_model(folder / "tiny"), folder / "r.sqlite", tasks=[{"task": "arithmetic", "kind": "digits", "problems": 3}])
+    (folder / "run.yaml").write_text(to_yaml(run))
+    return folder
+
+
+def test_from_a_file_to_a_leaderboard(files, capsys):
+    code, out, err = ms4(capsys, "eval", files / "run.yaml", "seed=3", "label=first")
+    assert (code, err) == (0, "")
+    assert "high - none" in out
+    code, out, err = ms4(capsys, "leaderboard", files / "r.sqlite", "--out", files / "out")
+    assert (code, err) == (0, "")
+    assert "first" in out
+    for name in ("leaderboard.html", "leaderboard.png", "leaderboard.json"):
+        assert str(files / "out" / name) in out.splitlines()
+        assert (files / "out" / name).stat().st_size > 1000
+
+
+def test_the_list_of_tasks(capsys):
+    code, out, _ = ms4(capsys, "eval", "--list")
+    assert code == 0
+    for name in ("aime", "digits", "letters", "modulus7"):
+        assert name in out
+
+
+@pytest.mark.parametrize("command", ["eval", "leaderboard"])
+def test_help_has_examples(capsys, command):
+    code, out, _ = ms4(capsys, command, "--help")
+    assert code == 0
+    assert "Examples" in out
+    assert f"ms4 {command} " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["eval"], ["--list"]),
+        (["eval", "none.yaml"], ["none.yaml"]),
+        (["eval", "{files}/run.yaml", "modes.high.max_tokns=3"], ["max_tokns", "max_tokens"]),
+        (["eval", "{files}/run.yaml", "modes.none=null", "modes.high=null"], ["both modes"]),
+        (["eval", "{files}/run.yaml", "model.path=nowhere"], ["nowhere"]),
+        (["leaderboard", "none.sqlite"], ["none.sqlite"]),
+        (["leaderboard", "{files}/run.yaml"], ["not a results store"]),
+    ],
+)
+def test_mistakes_are_one_line_with_a_fix_and_exit_code_two(files, tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = ms4(capsys, *(argument.format(files=files) for argument in arguments))
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "Fix:" in err
+    for word in words:
+        assert word in err
+    assert not list(tmp_path.iterdir()), "nothing half-written"
+
+
+def test_a_training_file_is_refused(tmp_path, capsys):
+    file = tmp_path / "sft.yaml"
+    file.write_text("recipe: sft\noutput_dir: out\nmodel: {path: m}\ndata: {train: [{path: rows.jsonl}]}\n")
+    code, _, err = ms4(capsys, "eval", file)
+    assert code == 2
+    assert "ms4 train" in err
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_the_configurations_load(path):
+    assert isinstance(load_run(path, []), EvalRun)
+
+
+def test_there_are_configurations():
+    assert {path.name for path in CONFIGS} >= {"aime.yaml", "arithmetic.yaml"}
+
+
+def test_help_needs_neither_torch_nor_matplotlib():
+    import subprocess
+
+    script = (
+        "import sys\nfrom ms4_train.cli.main import main\ntry:\n    main(['eval', '--list'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'matplotlib', 'numpy', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,144 @@
+"""The evaluation program on real files: what it returns, what identifies a run, and what it refuses."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+from support.checkpoints import full_section
+from support.eval_files import eval_run, write_model
+
+from ms4_evals.store.results import ResultStore
+from ms4_recipes import evaluate
+from ms4_train.adapters import adapter_tensors, attach, save_adapter
+from ms4_train.config.schema import ModelSection
+from ms4_train.errors import EngineError, EvaluationError, MS4Error
+from ms4_train.weights import base_fingerprint, load_model
+
+ONE_TASK = [{"task": "arithmetic", "kind": "digits", "problems": 3, "samples": 2}]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("files") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def adapter(model, tmp_path_factory):
+    """An adapter whose tensors are all ones, so that it changes answers."""
+    import torch
+
+    network = load_model(model, dtype=torch.float32)
+    section = full_section()
+    attach(network, section)
+    tensors = {name: torch.ones_like(tensor) for name, tensor in adapter_tensors(network).items()}
+    folder = tmp_path_factory.mktemp("files") / "tuned" / "adapter"
+    save_adapter(tensors, folder, section=section, config=network.config, base_path=model, base_fingerprint=base_fingerprint(model))
+    return folder
+
+
+def samples_of(store):
+    with ResultStore.read(store) as reader:
+        return {
+            run.label: [sample for evaluation in reader.evaluations(run.run_id) for sample in reader.graded_samples(run.run_id, evaluation)]
+            for run in reader.runs()
+        }
+
+
+def test_a_run_gives_a_report_and_a_second_one_draws_nothing(model, tmp_path, capsys):
+    config = eval_run(model, tmp_path / "r.sqlite", tasks=ONE_TASK)
+    path = evaluate.run(config)
+    first = capsys.readouterr().out
+    assert "12 samples drawn, 0 taken from the store" in first
+    assert path.parent == tmp_path / "r-reports"
+    report = json.loads(path.read_text())
+    assert report["label"] == "tiny"
+    assert [mode["planned"] for mode in report["tasks"][0]["modes"]] == [6, 6]
+    assert path.with_suffix(".md").name in first.replace("\n", "")
+    data = path.read_bytes()
+    assert evaluate.run(config) == path
+    assert "0 samples drawn, 12 taken from the store" in capsys.readouterr().out
+    assert path.read_bytes() == data
+
+
+def test_an_adapter_is_another_run_with_other_answers(model, adapter, tmp_path):
+    store = tmp_path / "r.sqlite"
+    for section in ({"path": str(model), "dtype": "float32"}, {"path": str(model), "dtype": "float32", "adapter": str(adapter)}):
+        evaluate.run(eval_run(model, store, tasks=ONE_TASK, label=None, model=section))
+    samples = samples_of(store)
+    assert set(samples) == {"tiny", "tiny + tuned/adapter"}
+    plain, tuned = samples.values()
+    assert [sample.answer + sample.thinking for sample in plain] != [sample.answer + sample.thinking for sample in tuned]
+
+
+def test_what_identifies_a_model_changes_with_each_of_its_parts(model, adapter, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(model, moved)
+    section = ModelSection(path=str(model), dtype="float32")
+
+    def identity(**changes):
+        return evaluate.load_model_under_test(section.model_copy(update=changes))[2]
+
+    assert identity() == identity(path=str(moved)), "where the files lie does not matter"
+    others = [identity(dtype="bfloat16"), identity(softmax_scale="mscale"), identity(adapter=str(adapter))]
+    assert len({json.dumps(value, sort_keys=True) for value in (identity(), *others)}) == 4
+    assert identity(softmax_scale="plain") == identity(), "auto and what auto means are one model"
+
+
+def test_default_labels(tmp_path):
+    assert evaluate.default_label(ModelSection(path=str(tmp_path / "small"))) == "small"
+    section = ModelSection(path="runs/full/model", adapter="runs/lora/adapter")
+    assert evaluate.default_label(section) == "full/model + lora/adapter"
+
+
+def test_what_cannot_be_used_is_one_clear_error(model, tmp_path):
+    store = tmp_path / "r.sqlite"
+    cases = [
+        {"model": {"path": str(tmp_path / "none")}},
+        {"model": {"path": str(model), "tokenizer": str(tmp_path / "tekken.json")}},
+        {"model": {"path": str(model), "adapter": str(tmp_path / "none")}},
+        {"tasks": [{"task": "arithmetic", "kind": "nope"}]},
+        {"tasks": [{"task": "aime", "path": str(tmp_path)}]},
+    ]
+    for case in cases:
+        with pytest.raises(MS4Error) as caught:
+            evaluate.run(eval_run(model, store, **case))
+        assert caught.value.fix
+    assert not store.exists(), "nothing is begun that cannot be done"
+
+
+def test_a_request_that_does_not_fit_is_refused_before_the_first_sample(model, tmp_path):
+    store = tmp_path / "r.sqlite"
+    with pytest.raises(EngineError, match="max_context"):
+        evaluate.run(eval_run(model, store, tasks=ONE_TASK, engine={"max_context": 20}))
+    assert samples_of(store) == {"tiny": []}
+
+
+def test_errors_end_in_a_report_that_says_so_and_in_an_error(model, tmp_path, monkeypatch):
+    """The answers of one problem are lost on their way; the rest of the path is real."""
+    original = evaluate.EngineClient._sample_answer
+
+    def losing(self, completion, prompt):
+        answer = original(self, completion, prompt)
+        return dataclasses.replace(answer, error="lost", finish_reason="") if "/0001 high" in completion.request_id else answer
+
+    config = eval_run(model, tmp_path / "r.sqlite", tasks=ONE_TASK)
+    monkeypatch.setattr(evaluate.EngineClient, "_sample_answer", losing)
+    with pytest.raises(EvaluationError, match="2 of 12 samples"):
+        evaluate.run(config)
+    (path,) = (tmp_path / "r-reports").glob("*.json")
+    assert not json.loads(path.read_text())["complete"]
+    monkeypatch.undo()
+    evaluate.run(config)
+    assert json.loads(path.read_text())["complete"]
+
+
+def test_numbers_for_trackers(model, tmp_path):
+    report = json.loads(evaluate.run(eval_run(model, tmp_path / "r.sqlite", tasks=ONE_TASK)).read_text())
+    metrics = evaluate.flat_metrics(report)
+    start = "eval/arithmetic_digits_6"
+    assert {f"{start}/high_minus_none", f"{start}/high/score", f"{start}/none/total_chars", f"{start}/high/truncated"} <= set(metrics)
+    assert all(isinstance(value, int | float) for value in metrics.values())
+    lines = evaluate.headlines(report)
+    assert lines[0] == report["tasks"][0]["title"]
+    assert any("high - none" in line for line in lines)
