@@ -32,9 +32,9 @@ class AimeTask(Section):
 
     task: Literal["aime"]
     years: list[Literal[2024, 2025, 2026]] = Field(default=[2025], min_length=1)
-    path: str | None = Field(None, description="JSON lines file, or a folder with aime24.jsonl ...; default: the hub.")
+    path: str | None = Field(default=None, description="JSON lines file, or a folder with aime24.jsonl ...; default: the hub.")
     samples: PositiveInt = Field(16, description="Answers per problem and mode.")
-    limit: PositiveInt | None = Field(None, description="Only the first problems; the report says so.")
+    limit: PositiveInt | None = Field(default=None, description="Only the first problems; the report says so.")
 
 
 class ArithmeticTask(Section):
@@ -55,7 +55,7 @@ class EngineSection(Section):
     """Bounds of the inference engine."""
 
     max_batch_size: PositiveInt = 32
-    max_context: PositiveInt | None = Field(None, description="Tokens per request; default: what prompt and max_tokens need.")
+    max_context: PositiveInt | None = Field(default=None, description="Tokens per request; default: what prompt and max_tokens need.")
 
 
 class EvalRun(Section):
@@ -63,7 +63,7 @@ class EvalRun(Section):
 
     recipe: Literal["eval"]
     store: str = Field("results.sqlite", description="SQLite file; a run that was interrupted goes on from it.")
-    label: str | None = Field(None, description="Name of the row on the leaderboard; default: name of the model folder.")
+    label: str | None = Field(default=None, description="Name of the row on the leaderboard; default: name of the model folder.")
     seed: int = Field(0, ge=0, lt=2**31)
     model: ModelSection
     tasks: list[Task] = Field(min_length=1)
