@@ -7,6 +7,8 @@ Shape suffixes: t tokens of all sequences on one axis, d hidden, v vocabulary, e
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -62,6 +64,17 @@ class Mistral4Model(nn.Module):
         return self.norm(hidden_td)
 
 
+class LanguageHead(nn.Linear):
+    """From hidden states to logits over the vocabulary, [.., d] -> [.., v], or to what a caller makes of the two."""
+
+    def forward(self, input: Tensor, reduce: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
+        """Return the logits, or ``reduce(hidden, weight)`` where given.
+
+        A chunked loss never wants all logits, yet it must see the weight inside a call of this module: that is where ZeRO 3 gathers it.
+        """
+        return super().forward(input) if reduce is None else reduce(input, self.weight)
+
+
 class Mistral4ForCausalLM(nn.Module):
     """The text network with its head. A new one holds uninitialised weights: load them, or call :func:`init_weights`."""
 
@@ -69,7 +82,7 @@ class Mistral4ForCausalLM(nn.Module):
         super().__init__()
         self.config = config
         self.model = Mistral4Model(config, experts_backend)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = LanguageHead(config.hidden_size, config.vocab_size, bias=False)
 
     @property
     def gradient_checkpointing(self) -> bool:

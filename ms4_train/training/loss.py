@@ -13,8 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
+
+from ms4_train.model.network import LanguageHead
 
 IGNORED_TARGET = -100
 
@@ -83,27 +84,16 @@ def linear_cross_entropy(hidden_td: Tensor, head_vd: Tensor, target_t: Tensor, *
     )
 
 
-def next_token_loss(head: nn.Module, hidden_td: Tensor, target_t: Tensor, *, chunk_tokens: int = 1024) -> Tensor:
-    """``linear_cross_entropy`` through a head module [V, d].
+def next_token_loss(head: LanguageHead, hidden_td: Tensor, target_t: Tensor, *, chunk_tokens: int = 1024) -> Tensor:
+    """``linear_cross_entropy`` through the head module [V, d], in one call of it.
 
-    A plain linear head takes the fast path. A head that is more than its weight (a LoRA adapter on it, parameters partitioned by
-    ZeRO 3) is called chunk by chunk instead, and its logits are recomputed in the backward pass.
+    One call whatever the number of chunks: under ZeRO 3 the call is collective (it gathers the head's weight), and ranks differ in chunks.
     """
-    if type(head) is nn.Linear and head.bias is None and not hasattr(head.weight, "ds_id"):
-        return linear_cross_entropy(hidden_td, head.weight, target_t, chunk_tokens=chunk_tokens)
-    hidden_nd, target_n = _keep_trained(hidden_td, target_t)
-    wide = torch.promote_types(hidden_td.dtype, torch.float32)
-    if hidden_nd.shape[0] == 0:
-        hidden_nd, target_n = hidden_td[:1], target_t.new_full((1,), IGNORED_TARGET)
 
-    def chunk_loss(hidden_cd: Tensor, target_c: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(head(hidden_cd).to(wide), target_c, ignore_index=IGNORED_TARGET, reduction="sum")
+    def loss(hidden_td: Tensor, head_vd: Tensor) -> Tensor:
+        return linear_cross_entropy(hidden_td, head_vd, target_t, chunk_tokens=chunk_tokens)
 
-    parts = [
-        checkpoint(chunk_loss, hidden_cd, target_c, use_reentrant=False)
-        for hidden_cd, target_c in zip(hidden_nd.split(chunk_tokens), target_n.split(chunk_tokens), strict=True)
-    ]
-    return torch.stack(parts).sum()
+    return head(hidden_td, loss)
 
 
 def _keep_trained(hidden_td: Tensor, target_t: Tensor) -> tuple[Tensor, Tensor]:

@@ -74,8 +74,8 @@ def _leave_torch_as_it_was():
     torch.use_deterministic_algorithms(False)
 
 
-def _two_ranks(files, name, output):
-    overrides = [f"output_dir={output}", "parallel.expert_parallel_size=2", "parallel.zero_stage=2"]
+def _two_ranks(files, name, output, *, stage=2):
+    overrides = [f"output_dir={output}", "parallel.expert_parallel_size=2", f"parallel.zero_stage={stage}", "training.loss_chunk_tokens=16"]
     return run_torchrun("-m", "ms4_train.cli", "train", str(files / f"{name}.yaml"), *overrides)
 
 
@@ -119,3 +119,13 @@ def test_two_ranks_then_one(files, name):
     for key, value in expected.items():
         torch.testing.assert_close(first[key], value, rtol=0, atol=WEIGHT_TOLERANCE)
         torch.testing.assert_close(second[key], value, rtol=0, atol=WEIGHT_TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_zero_3_with_a_chunked_loss(files, name):
+    """Ranks have different numbers of chunks of tokens with loss; the head's weight is gathered once all the same."""
+    two, one = files / f"{name}-zero3", files / f"{name}-zero3-one"
+    _two_ranks(files, name, two, stage=3)
+    _one_process(files, name, one)
+    assert _metrics(two, "loss") == pytest.approx(_metrics(one, "loss"), abs=LOSS_TOLERANCE)
