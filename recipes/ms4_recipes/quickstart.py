@@ -25,7 +25,7 @@ from ms4_train.config import load_run
 from ms4_train.config.evaluation import EvalRun
 from ms4_train.config.schema import SftRun
 from ms4_train.errors import ConfigError, MS4Error
-from ms4_train.storage import atomic_write_text
+from ms4_train.storage import atomic_write_text, storage_errors
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL = CONFIGS / "models" / "tiny.yaml"
@@ -81,7 +81,8 @@ def run(output: Path, *, scale: Scale = Scale(), console: Console | None = None)
     quickstart = Quickstart(output, scale, console or Console())
     if (output / FINISHED).exists():
         shutil.rmtree(output)
-    output.mkdir(parents=True, exist_ok=True)
+    with storage_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
 
     make_base(quickstart)
     write_rows(quickstart)
