@@ -40,8 +40,8 @@ class Scale:
     """How much work the quickstart does; tests do less."""
 
     tokenizer_ranks: int = 512
-    digit_rows: int = 30_000
-    letter_rows: int = 12_000
+    digit_rows: int = 22_000
+    letter_rows: int = 8_000
     train_overrides: tuple[str, ...] = ()
     evaluation_overrides: tuple[str, ...] = ()
 
