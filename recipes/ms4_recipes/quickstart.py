@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -41,7 +42,7 @@ class Scale:
 
     tokenizer_ranks: int = 512
     digit_rows: int = 22_000
-    letter_rows: int = 8_000
+    modulus7_rows: int = 6_000
     train_overrides: tuple[str, ...] = ()
     evaluation_overrides: tuple[str, ...] = ()
 
@@ -88,7 +89,7 @@ def run(output: Path, *, scale: Scale = Scale(), console: Console | None = None)
     write_rows(quickstart)
     full = train(quickstart, "full fine-tuning", FULL, [f"model.path={output / 'base'}"], kind="digits")
     before = evaluate(quickstart, "evaluation before LoRA", "full", [f"model.path={full}"])
-    adapter = train(quickstart, "LoRA", LORA, [f"model.path={full}"], kind="letters")
+    adapter = train(quickstart, "LoRA", LORA, [f"model.path={full}"], kind="modulus7")
     after = evaluate(quickstart, "evaluation after LoRA", "lora", [f"model.path={full}", f"model.adapter={adapter}"])
     publish(quickstart)
 
@@ -116,7 +117,7 @@ def write_rows(quickstart: Quickstart) -> None:
     """Training rows of both kinds; the held-out problems are drawn by the evaluation itself and share no chain with them."""
     from ms4_evals.tasks.arithmetic import write_training_rows
 
-    for kind, count in (("digits", quickstart.scale.digit_rows), ("letters", quickstart.scale.letter_rows)):
+    for kind, count in (("digits", quickstart.scale.digit_rows), ("modulus7", quickstart.scale.modulus7_rows)):
         path = quickstart.output / f"{kind}.jsonl"
         with quickstart.step(f"rows of {kind}", f"ms4 data arithmetic {path} --kind {kind} --rows {count} --seed 1"):
             if not path.exists():
@@ -183,11 +184,11 @@ class Claim:
 
 def measure(before: dict[str, Any], after: dict[str, Any]) -> list[Claim]:
     """Hold the two reports against what the README promises of the quickstart."""
-    digits, letters_before, letters_after = _task(before, "digits"), _task(before, "letters"), _task(after, "letters")
+    digits, second_before, second_after = _task(before, "digits"), _task(before, "modulus7"), _task(after, "modulus7")
     high, none = _mode(digits, "high"), _mode(digits, "none")
     gap = digits["high_minus_none"]
     score, chars = 100 * high["score"]["value"], [mode["lengths"]["total_chars"]["all"]["mean"] for mode in (high, none)]
-    lift = 100 * (_mode(letters_after, "high")["score"]["value"] - _mode(letters_before, "high")["score"]["value"])
+    lift = 100 * (_mode(second_after, "high")["score"]["value"] - _mode(second_before, "high")["score"]["value"])
     return [
         Claim("held-out digits in mode high: at least 90 %", f"{score:.1f} %", score >= 90),
         Claim(
@@ -196,7 +197,7 @@ def measure(before: dict[str, Any], after: dict[str, Any]) -> list[Claim]:
             gap["value"] >= 0.4 and gap["low"] > 0,
         ),
         Claim("visibly longer output in high", f"{chars[0]:.0f} against {chars[1]:.0f} characters", chars[0] > 2 * chars[1]),
-        Claim("LoRA lifts letters in mode high by at least 30 points", f"{lift:+.1f} points", lift >= 30),
+        Claim("LoRA lifts modulus7 in mode high by at least 30 points", f"{lift:+.1f} points", lift >= 30),
     ]
 
 
@@ -231,6 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="From nothing to a two-mode leaderboard, in minutes on a CPU.")
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="folder for everything that is made")
     output: Path = parser.parse_args(arguments).output
+    # Two threads would be half as fast again on an idle machine and four times slower on a busy one; and one gives everybody the same bits.
+    torch.set_num_threads(1)
     try:
         return 0 if all(claim.holds for claim in run(output)) else 1
     except MS4Error as error:

@@ -12,7 +12,7 @@ from ms4_recipes import quickstart
 SMALL = quickstart.Scale(
     tokenizer_ranks=300,
     digit_rows=60,
-    letter_rows=60,
+    modulus7_rows=60,
     train_overrides=("training.max_steps=2", "training.eval_strategy=no", "training.save_steps=1", "tracking.peak_flops=1.0e+12"),
     evaluation_overrides=("tasks.0.problems=3", "tasks.1.problems=3", "modes.high.max_tokens=8", "modes.none.max_tokens=8"),
 )
@@ -29,7 +29,7 @@ def finished(tmp_path_factory):
 
 def test_every_step_leaves_its_files(finished):
     output, _, text = finished
-    names = ("tekken.json", "base/config.json", "digits.jsonl", "letters.jsonl", "tiny_full/model/model.safetensors")
+    names = ("tekken.json", "base/config.json", "digits.jsonl", "modulus7.jsonl", "tiny_full/model/model.safetensors")
     names += ("tiny_lora/adapter/adapter_model.safetensors", "results.sqlite", "finished.json")
     names += ("leaderboard/leaderboard.html", "leaderboard/leaderboard.png", "leaderboard/leaderboard.json")
     assert [name for name in names if not (output / name).exists()] == []
@@ -56,7 +56,7 @@ def test_an_interrupted_run_goes_on(finished):
     assert (output / "leaderboard" / "leaderboard.html").exists()
 
 
-def _report(high, none, *, low, letters, chars=(60, 12)):
+def _report(high, none, *, low, second, chars=(60, 12)):
     def task(name, high, none, low):
         modes = [
             {"mode": mode, "score": {"value": value}, "lengths": {"total_chars": {"all": {"mean": mean}}}}
@@ -64,18 +64,18 @@ def _report(high, none, *, low, letters, chars=(60, 12)):
         ]
         return {"task": f"arithmetic_{name}", "modes": modes, "high_minus_none": {"value": high - none, "low": low, "high": 1.0}}
 
-    return json.loads(json.dumps({"tasks": [task("digits", high, none, low), task("letters", letters, 0.1, 0.0)]}))
+    return json.loads(json.dumps({"tasks": [task("digits", high, none, low), task("modulus7", second, 0.1, 0.0)]}))
 
 
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
-        (_report(0.95, 0.2, low=0.6, letters=0.1), _report(0.9, 0.2, low=0.6, letters=0.5), [True] * 4),
-        (_report(0.89, 0.2, low=0.6, letters=0.1), _report(0.9, 0.2, low=0.6, letters=0.5), [False, True, True, True]),
-        (_report(0.95, 0.6, low=0.2, letters=0.1), _report(0.9, 0.2, low=0.6, letters=0.5), [True, False, True, True]),
-        (_report(0.95, 0.2, low=-0.1, letters=0.1), _report(0.9, 0.2, low=0.6, letters=0.5), [True, False, True, True]),
-        (_report(0.95, 0.2, low=0.6, letters=0.1, chars=(20, 12)), _report(0.9, 0.2, low=0.6, letters=0.5), [True, True, False, True]),
-        (_report(0.95, 0.2, low=0.6, letters=0.1), _report(0.9, 0.2, low=0.6, letters=0.39), [True, True, True, False]),
+        (_report(0.95, 0.2, low=0.6, second=0.1), _report(0.9, 0.2, low=0.6, second=0.5), [True] * 4),
+        (_report(0.89, 0.2, low=0.6, second=0.1), _report(0.9, 0.2, low=0.6, second=0.5), [False, True, True, True]),
+        (_report(0.95, 0.6, low=0.2, second=0.1), _report(0.9, 0.2, low=0.6, second=0.5), [True, False, True, True]),
+        (_report(0.95, 0.2, low=-0.1, second=0.1), _report(0.9, 0.2, low=0.6, second=0.5), [True, False, True, True]),
+        (_report(0.95, 0.2, low=0.6, second=0.1, chars=(20, 12)), _report(0.9, 0.2, low=0.6, second=0.5), [True, True, False, True]),
+        (_report(0.95, 0.2, low=0.6, second=0.1), _report(0.9, 0.2, low=0.6, second=0.39), [True, True, True, False]),
     ],
 )
 def test_promises_are_held_against_the_reports(before, after, expected):
