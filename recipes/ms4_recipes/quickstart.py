@@ -87,9 +87,11 @@ def run(output: Path, *, scale: Scale = Scale(), console: Console | None = None)
 
     make_base(quickstart)
     write_rows(quickstart)
-    full = train(quickstart, "full fine-tuning", FULL, [f"model.path={output / 'base'}"], kind="digits")
+    digits, modulus7 = (output / f"{kind}.jsonl" for kind in ("digits", "modulus7"))
+    full = train(quickstart, "full fine-tuning", FULL, [f"model.path={output / 'base'}", f"data.train.0.path={digits}"])
     before = evaluate(quickstart, "evaluation before LoRA", "full", [f"model.path={full}"])
-    adapter = train(quickstart, "LoRA", LORA, [f"model.path={full}"], kind="modulus7")
+    rows = [f"data.train.0.path={modulus7}", f"data.train.1.path={digits}"]
+    adapter = train(quickstart, "LoRA", LORA, [f"model.path={full}", *rows])
     after = evaluate(quickstart, "evaluation after LoRA", "lora", [f"model.path={full}", f"model.adapter={adapter}"])
     publish(quickstart)
 
@@ -124,17 +126,12 @@ def write_rows(quickstart: Quickstart) -> None:
                 write_training_rows(kind, count, 1, path)
 
 
-def train(quickstart: Quickstart, name: str, file: Path, overrides: Sequence[str], *, kind: str) -> Path:
-    """Run a training configuration on the rows of ``kind``; its own run state takes an interrupted one further."""
+def train(quickstart: Quickstart, name: str, file: Path, overrides: Sequence[str]) -> Path:
+    """Run a training configuration; its own run state takes an interrupted one further."""
     from ms4_recipes import sft
 
     folder = quickstart.output / file.stem
-    overrides = [
-        f"output_dir={folder}",
-        f"data.train.0.path={quickstart.output / kind}.jsonl",
-        *overrides,
-        *quickstart.scale.train_overrides,
-    ]
+    overrides = [f"output_dir={folder}", *overrides, *quickstart.scale.train_overrides]
     with quickstart.step(name, f"ms4 train {_shown(file)} {' '.join(overrides)}"):
         config = load_run(file, list(overrides))
         if not isinstance(config, SftRun):
