@@ -23,10 +23,10 @@ from ms4_train.adapters.targets import find_targets
 from ms4_train.config.schema import AdapterSection
 from ms4_train.errors import AdapterError, UntrustedInputError
 from ms4_train.model import Mistral4Experts, TextConfig
-from ms4_train.untrusted import parse_json, read_bytes, read_safetensors_header
+from ms4_train.untrusted import TensorInfo, parse_json, read_bytes, read_safetensors_header
 from ms4_train.weights.folder import whole_folder
 from ms4_train.weights.loading import first_expert
-from ms4_train.weights.names import nearest
+from ms4_train.weights.names import and_more, nearest
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -101,6 +101,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = Fals
         if info.dtype not in _READABLE:
             raise AdapterError(f"has type {info.dtype}, which is not read.", file=file, key=name, fix="save the adapter in F32 or BF16.")
     section = section_from_peft(settings, header, model, file=folder / CONFIG_FILE)
+    _check_rank(header, section.r, _num_experts(model), file)
     stacks = find_targets(model, section.target_modules, section.target_parameters).stack_names
     try:
         tensors = from_peft(_read_all(file), stacks=stacks, num_experts=_num_experts(model))
@@ -126,6 +127,18 @@ def _check_base(file: Path, fingerprint: str | None) -> None:
             key="base_fingerprint",
             fix="set model.path to the model it was trained on.",
         )
+
+
+def _check_rank(header: Mapping[str, TensorInfo], rank: int, num_experts: int, file: Path) -> None:
+    """Compare the rank with the tensors before parameters are made: a damaged configuration could ask for any amount of memory."""
+    for name, info in header.items():
+        if name.endswith(".lora_A.weight") and info.shape and info.shape[0] not in (rank, rank * num_experts):
+            raise AdapterError(
+                f"has shape {list(info.shape)}, which does not fit rank {rank} of {CONFIG_FILE} and {num_experts} experts.",
+                file=file,
+                key=name,
+                fix="load the adapter on the model it was trained on.",
+            )
 
 
 def _read_object(file: Path) -> dict[str, Any]:
@@ -157,14 +170,15 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], *, stacks: set[tuple[
     unexpected = [name for name in tensors if name not in parameters]
     if missing:
         raise AdapterError(
-            f"the tensor is missing (and {len(missing) - 1} more).",
+            f"the tensor is missing{and_more(missing)}.",
             key=stored_name(missing[0], stacks),
             fix="use the whole adapter; adapter_config.json must describe its tensors.",
         )
     if unexpected:
+        hint = nearest(unexpected[0], parameters)
         raise AdapterError(
-            f"is not a tensor of this adapter on this model (and {len(unexpected) - 1} more)."
-            f" Nearest names: {', '.join(nearest(unexpected[0], parameters))}.",
+            f"is not a tensor of this adapter on this model{and_more(unexpected)}."
+            + (f" Nearest names: {', '.join(hint)}." if hint else ""),
             key=unexpected[0],
             fix="load the adapter on the model it was trained on.",
         )

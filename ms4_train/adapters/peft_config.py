@@ -17,6 +17,7 @@ from ms4_train.adapters.peft_format import stored_modules
 from ms4_train.adapters.targets import adaptable_linears, adaptable_stacks, matches
 from ms4_train.config.schema import AdapterSection
 from ms4_train.errors import AdapterError
+from ms4_train.weights.names import and_more
 
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
@@ -58,13 +59,15 @@ def section_from_peft(settings: Mapping[str, Any], stored: Mapping[str, object],
     for key, plain in _PLAIN.items():
         if key in settings and settings[key] not in plain:
             raise _refuse(f"is {settings[key]!r}, which is not computed here.", file, key)
+    if not isinstance(settings.get("use_rslora") or False, bool):
+        raise _refuse(f"must be true or false, got {settings['use_rslora']!r}.", file, "use_rslora")
     all_stacks, linears = adaptable_stacks(model), adaptable_linears(model)
     parameters = _targets(settings.get("target_parameters") or [], all_stacks, file, "target_parameters")
     modules = stored_modules(stored)
     wrappers = {name.rpartition(".")[0] for name in all_stacks if any(matches(target, name) for target in parameters)}
     strange = sorted(name for name in modules if name not in linears and name.removesuffix(".base_layer") not in wrappers)
     if strange:
-        raise _refuse(f"this model has nothing to adapt at {strange[0]} (and {len(strange) - 1} more).", file, "target_modules")
+        raise _refuse(f"this model has nothing to adapt at {strange[0]}{and_more(strange)}.", file, "target_modules")
     named = settings.get("target_modules") or []
     if isinstance(named, str):
         targets = shortest_targets([name for name in linears if name in modules], linears)
@@ -81,7 +84,8 @@ def section_from_peft(settings: Mapping[str, Any], stored: Mapping[str, object],
         )
     except ValidationError as error:
         details = error.errors()[0]
-        raise _refuse(f"{details['msg']}.", file, ".".join(str(part) for part in details["loc"]) or None) from None
+        message = details["msg"].removeprefix("Value error, ")
+        raise _refuse(f"{message}.", file, ".".join(str(part) for part in details["loc"]) or None) from None
 
 
 def shortest_targets(chosen: list[str], known: list[str]) -> list[str]:

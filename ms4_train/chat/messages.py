@@ -23,8 +23,9 @@ from ms4_train.errors import RowError
 ROLES: tuple[Role, ...] = get_args(Role)
 
 _THINKING_FIELDS = ("reasoning_content", "reasoning", "thinking")
-# These change what is trained in other tools' formats; ignoring them would train something else than the user meant.
-_REFUSED_FIELDS = ("function_call", "weight", "prefix", "train", "trainable")
+# These change what is trained in other tools' formats; ignoring them would train something else than the user meant. Beside each the value
+# that changes nothing. (0 equals False and 1 equals True here: a weight of 0 leaves a turn out, so it must not pass.)
+_REFUSED_FIELDS: dict[str, bool | None] = {"function_call": None, "prefix": False, "weight": True, "train": True, "trainable": True}
 # What may follow what. A tool message is only reached through a call (``pair_results``).
 _MAY_FOLLOW: dict[Role | None, tuple[Role, ...]] = {
     None: ("system", "user"),
@@ -114,14 +115,14 @@ def _check_order(messages: list[Message]) -> list[Message]:
     previous: Role | None = None
     for index, message in enumerate(messages):
         if message.role not in _MAY_FOLLOW[previous]:
-            after = f"after a {previous} message" if previous else "at the start"
+            after = f"after {_with_article(previous)} message" if previous else "at the start"
             if previous == message.role:
                 fix = "join the two messages into one."
             elif message.role == "system":
                 fix = "put system messages first."
             else:
                 fix = "let user and assistant take turns, beginning with the user."
-            raise _order_error(index, f"a {message.role} message cannot stand {after}.", fix)
+            raise _order_error(index, f"{_with_article(message.role)} message cannot stand {after}.", fix)
         previous = message.role
     ordered: list[Message] = []
     position = 0
@@ -158,10 +159,10 @@ def _read_message(entry: Any, key: str) -> Message:
         hint = " The row looks like ShareGPT's form (from, value)." if "from" in entry else ""
         shown = "no role" if role is None else f"the unknown role {role!r:.40}"
         raise RowError(f"has {shown}.{hint}", row_code="bad-role", key=key, fix=f"use one of {', '.join(ROLES)}.")
-    for name in _REFUSED_FIELDS:
-        if entry.get(name) not in (None, False):
+    for name, harmless in _REFUSED_FIELDS.items():
+        if entry.get(name) not in (None, harmless):
             raise RowError(
-                f"the field {name} is not supported.",
+                f"the field {name} with the value {entry[name]!r:.40} is not supported.",
                 row_code="unsupported-field",
                 key=f"{key}.{name}",
                 fix="remove it; see data.train_on_turns.",
@@ -253,6 +254,10 @@ def _read_thinking_part(value: Any, key: str) -> str:
 
 def _content_error(message: str, key: str, fix: str = "write the message in the form the documentation shows.") -> RowError:
     return RowError(message, row_code="bad-content", key=key, fix=fix)
+
+
+def _with_article(role: Role) -> str:
+    return f"an {role}" if role == "assistant" else f"a {role}"
 
 
 def _order_error(index: int, message: str, fix: str) -> RowError:

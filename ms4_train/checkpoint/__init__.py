@@ -2,7 +2,7 @@
 
 from ms4_train.checkpoint.folders import FolderLock
 from ms4_train.checkpoint.identity import check_same_run, run_identity
-from ms4_train.checkpoint.load import SavedRun, find_saved_run
+from ms4_train.checkpoint.load import SavedRun, find_saved_run, restart_after
 from ms4_train.checkpoint.random_state import seed_everything
 from ms4_train.checkpoint.save import checkpoint_bytes, save_run_state
 
@@ -12,6 +12,7 @@ __all__ = [
     "check_same_run",
     "checkpoint_bytes",
     "find_saved_run",
+    "restart_after",
     "run_identity",
     "save_run_state",
     "seed_everything",

@@ -8,6 +8,7 @@ Exercise it: ``pytest tests/ms4_train/checkpoint/test_identity.py``.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,7 +35,8 @@ FREE_TRAINING_KEYS = frozenset(
     }
 )
 _LOCKED_TRAINING_KEYS = frozenset({"train_router"})
-_ABSENT = "(absent)"
+_ABSENT = "absent"
+_SHOWN_CHARACTERS = 40
 
 
 def run_identity(config: SftRun, *, base_fingerprint: str, tokenizer_sha256: str) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def run_identity(config: SftRun, *, base_fingerprint: str, tokenizer_sha256: str
     training = config.training.model_dump(mode="json")
     locked = {
         "model": {
-            "base": base_fingerprint,
+            "path": base_fingerprint,
             "tokenizer": tokenizer_sha256,
             "dtype": config.model.dtype,
             "softmax_scale": config.model.softmax_scale,
@@ -60,10 +62,11 @@ def run_identity(config: SftRun, *, base_fingerprint: str, tokenizer_sha256: str
 
 
 def differing_keys(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(dotted key, saved value, current value) wherever two nested mappings differ; lists are compared item by item."""
-    left, right = dict(_leaves("", saved)), dict(_leaves("", current))
-    keys = [*left, *(key for key in right if key not in left)]
-    return [(key, left.get(key, _ABSENT), right.get(key, _ABSENT)) for key in keys if left.get(key, _ABSENT) != right.get(key, _ABSENT)]
+    """(dotted key, saved value, current value) wherever two nested mappings differ; lists are compared item by item.
+
+    A section or list that only one side has is one difference, not one for each of its keys.
+    """
+    return list(_differences("", saved, current))
 
 
 def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any], *, folder: Any) -> list[str]:
@@ -83,15 +86,24 @@ def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any], *, fold
 
 def _change(item: tuple[str, Any, Any]) -> str:
     key, saved, current = item
-    return f"{key} (was {saved!r}, is {current!r})"
+    return f"{key} (was {_shown(saved)}, is {_shown(current)})"
 
 
-def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _leaves(f"{prefix}.{key}" if prefix else str(key), item)
-    elif isinstance(value, list) and value:
-        for index, item in enumerate(value):
-            yield from _leaves(f"{prefix}[{index}]", item)
-    else:
-        yield prefix, value
+def _shown(value: Any) -> str:
+    """A value as the run file has it, short: sums and long lists are told apart by their beginning."""
+    if isinstance(value, Mapping):
+        return "a section"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+
+
+def _differences(place: str, saved: Any, current: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(saved, Mapping) and isinstance(current, Mapping):
+        for key in [*saved, *(key for key in current if key not in saved)]:
+            yield from _differences(f"{place}.{key}" if place else str(key), saved.get(key, _ABSENT), current.get(key, _ABSENT))
+    elif isinstance(saved, list) and isinstance(current, list):
+        for index in range(max(len(saved), len(current))):
+            left, right = (items[index] if index < len(items) else _ABSENT for items in (saved, current))
+            yield from _differences(f"{place}[{index}]", left, right)
+    elif saved != current:
+        yield place, saved, current

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ms4_train.checkpoint.folders import committed_steps, quarantine, quarantined, set_aside_later, sweep_temporary
-from ms4_train.checkpoint.manifest import MAX_JSON_BYTES, verify_folder
+from ms4_train.checkpoint.manifest import MANIFEST_NAME, MAX_JSON_BYTES, verify_folder
 from ms4_train.checkpoint.random_state import restore_random_state, seed_everything
 from ms4_train.checkpoint.save import STATE_NAME, rank_name
 from ms4_train.errors import CheckpointError
@@ -105,7 +105,8 @@ class SavedRun:
 def find_saved_run(root: Path, resume: str, mesh: Mesh) -> SavedRun | None:
     """The checkpoint to go on from, verified; None when the run starts at step 0. Collective.
 
-    Also sweeps what killed processes left under ``root`` and sets aside checkpoints later than the one chosen.
+    Also sweeps what killed processes left under ``root``. Good checkpoints stay as they are, whatever is chosen: ``restart_after`` sets
+    later ones aside when the run really begins.
 
     Args:
         root: the run's own checkpoint folder.
@@ -133,21 +134,27 @@ def find_saved_run(root: Path, resume: str, mesh: Mesh) -> SavedRun | None:
 def _choose(root: Path, resume: str) -> Path | None:
     for stale in sweep_temporary(root):
         _LOG.warning("deleted %s, which an interrupted save left behind.", stale)
-    chosen: Path | None = None
-    step = -1
     if resume == "auto":
-        chosen = _newest_good(root)
-    elif resume != "never":
-        chosen = Path(resume)
-        if not chosen.is_dir():
-            raise CheckpointError(
-                "there is no such checkpoint folder.", file=resume, key="training.resume_from_checkpoint", fix=_offer(root)
-            )
-        step = verify_folder(chosen)
-    if resume != "auto":
-        for aside in set_aside_later(root, step):
-            _LOG.warning("this run restarts before an earlier run's checkpoint, which is now %s.", aside)
+        return _newest_good(root)
+    if resume == "never":
+        return None
+    chosen = Path(resume)
+    key = "training.resume_from_checkpoint"
+    if not chosen.is_dir():
+        raise CheckpointError("there is no such checkpoint folder.", file=resume, key=key, fix=_offer(root))
+    if not (chosen / MANIFEST_NAME).exists():
+        raise CheckpointError(f"this folder is not a checkpoint: it holds no {MANIFEST_NAME}.", file=resume, key=key, fix=_offer(root))
+    verify_folder(chosen)
     return chosen
+
+
+def restart_after(root: Path, step: int) -> None:
+    """Set aside the checkpoints that a run going on from ``step`` (0: from the beginning) will not come from.
+
+    Call it on the main rank when nothing can refuse the run any more: after a refusal, the run it belongs to must find them all.
+    """
+    for aside in set_aside_later(root, step):
+        _LOG.warning("this run restarts before an earlier run's checkpoint, which is now %s.", aside)
 
 
 def _newest_good(root: Path) -> Path | None:

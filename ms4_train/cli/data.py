@@ -93,7 +93,10 @@ def preview(
     console.print(legend(colour=colour))
     for source in section.train:
         pipeline = RowPipeline(source, section, loaded)
-        for raw in itertools.islice(iter_rows(source, start=start), rows):
+        shown = list(itertools.islice(iter_rows(source, start=start), rows))
+        if not shown:
+            raise DataError(f"holds no row number {start + 1}.", file=source.path, fix="check the file, or lower --start.")
+        for raw in shown:
             outcome = pipeline.process(raw)
             console.print()
             if outcome.fault is not None:
@@ -142,7 +145,7 @@ def check(
     surveys = [check_rows(source, section, loaded) for source in [*section.train, *section.validation]]
     for result in surveys:
         for fault in result.faults[:SHOWN_FAULTS]:
-            console.print(str(fault), markup=False)
+            console.print(f"{fault} Fix: {fault.fix}" if fault.fix else str(fault), markup=False)
         if len(result.faults) > SHOWN_FAULTS:
             console.print(f"... and {result.fault_counts.total() - SHOWN_FAULTS:,} more in {result.sources[0].path}", markup=False)
     for result in surveys:
@@ -152,6 +155,9 @@ def check(
         console.print(f"wrote {faults}", markup=False)
     if any(result.faults for result in surveys):
         raise typer.Exit(2)
+    for result in surveys:
+        if not result.rows_read:
+            raise DataError("holds no rows.", file=result.sources[0].path, fix='write one JSON object per line: {"messages": [...]}.')
 
 
 @app.command(

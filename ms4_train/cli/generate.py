@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ms4_train.chat import Answer, ChatTokenizer
-    from ms4_train.inference import Completion, Engine, GenerationRequest
+    from ms4_train.inference import Completion, Engine, GenerationRequest, SamplingParams
 
 app = typer.Typer()
 
@@ -83,19 +83,28 @@ TokenizerOption = Annotated[Path | None, typer.Option(help="tekken.json file; de
 DtypeOption = Annotated[Dtype, typer.Option(help="Type of parameters; auto is float32 on a CPU and bfloat16 on a GPU.")]
 
 
-def _load_engine(model: Path, adapter: Path | None, tokenizer: Path | None, dtype: Dtype) -> tuple[Engine, ChatTokenizer]:
-    import torch
-    from rich.console import Console
-
+def _open_model(model: Path, adapter: Path | None, tokenizer: Path | None) -> tuple[ChatTokenizer, int]:
+    """The tokenizer, and the model's limit in tokens; says what is wrong before weights are read, which may take minutes."""
     from ms4_train.chat import ChatTokenizer
-    from ms4_train.inference import Engine
-    from ms4_train.weights import base_fingerprint, load_model
+    from ms4_train.weights import read_config
 
     if not model.is_dir():
         raise WeightsError("is not a folder.", file=model, fix="give a folder with config.json and safetensors files.")
     if adapter is not None and not adapter.is_dir():
         raise AdapterError("is not a folder.", file=adapter, fix="give a folder with adapter_config.json.")
+    config = read_config(model)
     chat_tokenizer = ChatTokenizer.from_file(tokenizer if tokenizer is not None else model / "tekken.json")
+    chat_tokenizer.check_model(config.vocab_size)
+    return chat_tokenizer, config.max_position_embeddings
+
+
+def _load_engine(model: Path, adapter: Path | None, chat_tokenizer: ChatTokenizer, dtype: Dtype) -> Engine:
+    import torch
+    from rich.console import Console
+
+    from ms4_train.inference import Engine
+    from ms4_train.weights import base_fingerprint, load_model
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = dtype.value if dtype is not Dtype.auto else ("bfloat16" if device == "cuda" else "float32")
     with Console(stderr=True).status(f"loading {model.name} ({name}, {device})"):
@@ -105,37 +114,46 @@ def _load_engine(model: Path, adapter: Path | None, tokenizer: Path | None, dtyp
 
             load_adapter(network, adapter, base_fingerprint=base_fingerprint(model))
         network.to(device)
-    limit = network.config.max_position_embeddings
-    return Engine(network, chat_tokenizer, max_batch_size=len(Mode), max_context=limit), chat_tokenizer
+    return Engine(network, chat_tokenizer, max_batch_size=len(Mode), max_context=network.config.max_position_embeddings)
+
+
+def _sampling(options: dict[str, Any], mode: Mode, max_tokens: int) -> SamplingParams:
+    """The sampling parameters of the command's ``options``.
+
+    Raises:
+        EngineError: an option is out of its range.
+    """
+    from ms4_train.inference import SamplingParams
+
+    temperature = options["temperature"] if options["temperature"] is not None else (0.7 if mode is Mode.high else 0.0)
+    return SamplingParams(temperature=temperature, top_p=options["top_p"], seed=options["seed"], max_tokens=max_tokens)
 
 
 def _request(
-    engine: Engine, tokenizer: ChatTokenizer, messages: list[dict[str, Any]], mode: Mode, options: dict[str, Any]
+    tokenizer: ChatTokenizer, limit: int, messages: list[dict[str, Any]], mode: Mode, options: dict[str, Any]
 ) -> GenerationRequest:
-    """The request for an answer to ``messages`` in ``mode``; ``options`` are the command's sampling options."""
-    from ms4_train.inference import GenerationRequest, SamplingParams
+    """The request for an answer to ``messages`` in ``mode``, within the model's ``limit`` in tokens."""
+    from ms4_train.inference import GenerationRequest
 
     prompt_ids = tuple(tokenizer.encode_chat(messages, reasoning_effort=mode.value))
-    room = engine.max_context - len(prompt_ids)
+    room = limit - len(prompt_ids)
     if room < 1:
         raise EngineError(
-            f"the conversation has {len(prompt_ids)} tokens and the model's limit is {engine.max_context}.",
+            f"the conversation has {len(prompt_ids)} tokens and the model's limit is {limit}.",
             fix="shorten it; in a chat, /reset begins anew.",
         )
     max_tokens = options["max_tokens"] if options["max_tokens"] is not None else min(DEFAULT_MAX_TOKENS, room)
     if max_tokens > room:
         raise EngineError(
-            f"{max_tokens} is more than the {room} that a prompt of {len(prompt_ids)} leaves of the model's limit {engine.max_context}.",
+            f"{max_tokens} is more than the {room} that a prompt of {len(prompt_ids)} leaves of the model's limit {limit}.",
             key="--max-tokens",
             fix="lower it, or leave it out.",
         )
-    temperature = options["temperature"] if options["temperature"] is not None else (0.7 if mode is Mode.high else 0.0)
-    sampling = SamplingParams(temperature=temperature, top_p=options["top_p"], seed=options["seed"], max_tokens=max_tokens)
-    return GenerationRequest(mode.value, prompt_ids, sampling)
+    return GenerationRequest(mode.value, prompt_ids, _sampling(options, mode, max_tokens))
 
 
 def _messages(system: str | None, prompt: str) -> list[dict[str, Any]]:
-    before = [{"role": "system", "content": system}] if system else []
+    before = [{"role": "system", "content": _checked_text(system, "--system")}] if system else []
     return [*before, {"role": "user", "content": prompt}]
 
 
@@ -186,12 +204,24 @@ def _note(console: Console, text: str) -> None:
 
 
 def _read_prompt(prompt: str) -> str:
-    if prompt != "-":
-        return prompt
-    text = sys.stdin.read(MAX_STDIN_CHARACTERS + 1)
+    text = prompt
+    if prompt == "-":
+        try:
+            text = sys.stdin.read(MAX_STDIN_CHARACTERS + 1).strip()
+        except UnicodeDecodeError:
+            raise EngineError("standard input is not UTF-8 text.", key="PROMPT", fix="save it as UTF-8.") from None
     if len(text) > MAX_STDIN_CHARACTERS:
         raise EngineError(f"the prompt is longer than {MAX_STDIN_CHARACTERS:,} characters.", key="PROMPT", fix="shorten it.")
-    return text.strip()
+    if not text.strip():
+        raise EngineError("the prompt is empty.", key="PROMPT", fix="give a question, or - to read it from standard input.")
+    return _checked_text(text, "PROMPT")
+
+
+def _checked_text(text: str, key: str) -> str:
+    """``text``, unless it holds bytes that were no UTF-8 (Python passes them on as lone surrogates)."""
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise EngineError("holds bytes that are not UTF-8 text.", key=key, fix="use a UTF-8 terminal, or read the prompt from a file.")
+    return text
 
 
 @app.command("generate", epilog=GENERATE_EXAMPLES, rich_help_panel="Use a model")
@@ -211,14 +241,15 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per mode instead of text.")] = False,
 ) -> None:
     """Generate one answer: thinking dimmed, then the answer."""
-    engine, chat_tokenizer = _load_engine(model, adapter, tokenizer, dtype)
+    messages = _messages(system, _read_prompt(prompt))
     from rich.console import Console
 
     from ms4_train.inference import completion_answer
 
     options = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
-    messages = _messages(system, _read_prompt(prompt))
-    requests = [_request(engine, chat_tokenizer, messages, each, options) for each in (Mode if both_modes else [mode])]
+    chat_tokenizer, limit = _open_model(model, adapter, tokenizer)
+    requests = [_request(chat_tokenizer, limit, messages, each, options) for each in (Mode if both_modes else [mode])]
+    engine = _load_engine(model, adapter, chat_tokenizer, dtype)
     console, notes = Console(), Console(stderr=True)
     if not both_modes and not as_json:
         completion, answer = _print_stream(engine, chat_tokenizer, requests[0], console)
@@ -313,14 +344,16 @@ def chat(
     dtype: DtypeOption = Dtype.auto,
 ) -> None:
     """Talk with a model. /mode none|high, /reset, /quit."""
-    engine, chat_tokenizer = _load_engine(model, adapter, tokenizer, dtype)
     from rich.console import Console
 
-    console, notes = Console(), Console(stderr=True)
     options = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
+    chat_tokenizer, limit = _open_model(model, adapter, tokenizer)
+    _request(chat_tokenizer, limit, _messages(system, "?"), mode, options)  # wrong options end the program now, not every turn
+    engine = _load_engine(model, adapter, chat_tokenizer, dtype)
+    console, notes = Console(), Console(stderr=True)
 
     def ask(messages: list[dict[str, Any]], mode: Mode) -> Answer:
-        request = _request(engine, chat_tokenizer, messages, mode, options)
+        request = _request(chat_tokenizer, limit, messages, mode, options)
         completion, answer = _print_stream(engine, chat_tokenizer, request, console)
         say(_footer(completion, answer))
         return answer
@@ -333,6 +366,9 @@ def chat(
     while True:
         try:
             line = console.input("[bold]> [/bold]")
+        except UnicodeDecodeError:
+            say("that line was not UTF-8 text")
+            continue
         except (EOFError, KeyboardInterrupt):
             break
         if not conversation.enter(line):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 
 class Section(BaseModel):
@@ -52,7 +52,9 @@ class DatasetSource(Section):
     split: str = "train"
     revision: str | None = Field(default=None, description="Pinned revision of a hub data set.")
     streaming: bool = False
-    weight: Annotated[float, Field(gt=0)] = Field(default=1.0, description="Relative share of rows drawn from this source.")
+    weight: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="Passes over this source per epoch; where any source streams, its relative rate."
+    )
     reasoning_effort: Literal["none", "high"] | None = Field(default=None, description="Mode of rows that do not name one (default none).")
     system_prompt: str | None = Field(default=None, description="Text, or a file, of a system prompt for rows without one.")
     fields: FieldMap = FieldMap()
@@ -73,11 +75,19 @@ class DataSection(Section):
     shuffle: bool = True
 
 
+def _some_steps(steps: int) -> int:
+    if steps == 0:
+        raise ValueError("0 steps train nothing; write a positive number, or -1 for num_train_epochs")
+    return steps
+
+
 class TrainingSection(Section):
     """Optimizer, schedule and bookkeeping of the loop."""
 
     num_train_epochs: Annotated[float, Field(gt=0)] = 1.0
-    max_steps: int = Field(default=-1, description="Optimizer steps; -1 derives them from num_train_epochs.", ge=-1)
+    max_steps: Annotated[int, Field(ge=-1), AfterValidator(_some_steps)] = Field(
+        default=-1, description="Optimizer steps; -1 derives them from num_train_epochs."
+    )
     per_device_train_batch_size: PositiveInt = Field(default=1, description="Packed rows per device and micro batch.")
     per_device_eval_batch_size: PositiveInt = 1
     gradient_accumulation_steps: PositiveInt = 1
@@ -87,8 +97,8 @@ class TrainingSection(Section):
     warmup_ratio: Fraction = 0.0
     warmup_steps: int = Field(default=0, ge=0, description="Overrides warmup_ratio when positive.")
     weight_decay: NonNegative = 0.0
-    adam_beta1: Fraction = 0.9
-    adam_beta2: Fraction = 0.999
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
     max_grad_norm: NonNegative = Field(default=1.0, description="0 turns clipping off.")
     gradient_checkpointing: bool = False

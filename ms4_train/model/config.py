@@ -11,13 +11,18 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 from ms4_train.errors import WeightsError
 
 _LOG = logging.getLogger(__name__)
 
 SoftmaxScale = Literal["plain", "mscale"]
+
+# Far above any real model. A damaged file must not ask for years of building modules, or for sizes that torch cannot count.
+_MAX_LAYERS = 1024
+_MAX_SIZE = 2**31 - 1
+_MAY_BE_ZERO = {"mscale", "mscale_all_dim", "llama_4_scaling_beta"}
 
 # What transformers' class can express and the released architecture never uses. Any other value would silently change the arithmetic.
 _FIXED: dict[str, Any] = {
@@ -63,7 +68,9 @@ class RopeParameters:
     def __post_init__(self) -> None:
         _check_types(self, prefix="rope_parameters.")
         if self.rope_type != "yarn":
-            raise WeightsError(f"is {self.rope_type!r}", key="rope_parameters.rope_type", fix="this model needs yarn.")
+            _refuse(f"is {self.rope_type!r}; this network computes 'yarn' only.", "rope_parameters.rope_type")
+        if self.rope_theta <= 1:
+            _refuse(f"must be above 1, got {self.rope_theta!r}.", "rope_parameters.rope_theta")
 
     @property
     def cos_sin_factor(self) -> float:
@@ -116,16 +123,20 @@ class TextConfig:
     def __post_init__(self) -> None:
         _check_types(self, prefix="")
         if self.softmax_scale not in get_args(SoftmaxScale):
-            raise WeightsError(f"is {self.softmax_scale!r}", key="softmax_scale", fix="use plain or mscale.")
+            raise WeightsError(f"is {self.softmax_scale!r}.", key="softmax_scale", fix="use plain or mscale.")
+        if self.num_hidden_layers > _MAX_LAYERS:
+            _refuse(f"must be at most {_MAX_LAYERS}, got {self.num_hidden_layers}.", "num_hidden_layers")
         if self.num_key_value_heads != self.num_attention_heads:
-            raise WeightsError("must equal num_attention_heads: each latent is expanded to every head", key="num_key_value_heads")
+            _refuse(
+                f"must equal num_attention_heads, {self.num_attention_heads}: each latent is expanded to every head.", "num_key_value_heads"
+            )
         if self.num_experts_per_tok > self.n_routed_experts:
-            raise WeightsError(f"is {self.num_experts_per_tok} of {self.n_routed_experts} experts", key="num_experts_per_tok")
+            _refuse(f"must be at most n_routed_experts, {self.n_routed_experts}, got {self.num_experts_per_tok}.", "num_experts_per_tok")
         if self.qk_rope_head_dim % 2:
-            raise WeightsError("must be even: rotary lanes come in pairs", key="qk_rope_head_dim")
+            _refuse(f"must be even, because rotary lanes come in pairs; got {self.qk_rope_head_dim}.", "qk_rope_head_dim")
         partial = self.rope_parameters.partial_rotary_factor
         if partial is not None and int(self.qk_head_dim * partial) != self.qk_rope_head_dim:
-            raise WeightsError(f"gives another rotary width than {self.qk_rope_head_dim}", key="rope_parameters.partial_rotary_factor")
+            _refuse(f"gives another rotary width than qk_rope_head_dim, {self.qk_rope_head_dim}.", "rope_parameters.partial_rotary_factor")
 
     @property
     def qk_head_dim(self) -> int:
@@ -171,7 +182,7 @@ class TextConfig:
         """
         for key, expected in _FIXED.items():
             if key in values and values[key] is not None and values[key] != expected:
-                raise WeightsError(f"is {values[key]!r}; this network computes {expected!r} only", key=key)
+                _refuse(f"is {values[key]!r}; this network computes {expected!r} only.", key)
         names = {item.name for item in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - names - set(_FIXED) - _BOOKKEEPING):
             _LOG.warning("model configuration: ignoring unknown keys %s", ", ".join(unknown))
@@ -184,14 +195,12 @@ class TextConfig:
             known["rope_parameters"] = _read_rope(known["rope_parameters"], outer_theta=values.get("rope_theta"))
         if softmax_scale is not None:
             known["softmax_scale"] = softmax_scale
-        if isinstance(end := known.get("eos_token_id"), list) and len(end) == 1:
-            known["eos_token_id"] = end[0]
         return cls(**known)
 
 
 def _read_rope(values: Any, outer_theta: Any) -> RopeParameters:
     if not isinstance(values, Mapping):
-        raise WeightsError("must be a mapping", key="rope_parameters")
+        _refuse("must be a mapping.", "rope_parameters")
     names = {item.name for item in dataclasses.fields(RopeParameters)}
     if unknown := sorted(set(values) - names - {"type"}):
         _LOG.warning("model configuration: ignoring unknown keys rope_parameters.{%s}", ", ".join(unknown))
@@ -199,23 +208,27 @@ def _read_rope(values: Any, outer_theta: Any) -> RopeParameters:
     known: dict[str, Any] = {key: value for key, value in {**older, **values}.items() if key in names and value is not None}
     for key in ("rope_type", "rope_theta", "factor", "original_max_position_embeddings", "llama_4_scaling_beta"):
         if key not in known:
-            raise WeightsError("is missing", key=f"rope_parameters.{key}", fix="copy it from the model's own config.json.")
+            raise WeightsError("is missing.", key=f"rope_parameters.{key}", fix="copy it from the model's own config.json.")
     absent_means_none: dict[str, Any] = dict.fromkeys(("mscale", "mscale_all_dim", "max_position_embeddings"))  # not the release's value
     return RopeParameters(**(absent_means_none | known))
 
 
 def _check_types(instance: TextConfig | RopeParameters, prefix: str) -> None:
-    """Refuse values that are not what the fields' annotations say; integers are sizes and positive, save for token ids."""
+    """Refuse values that are not what the fields' annotations say; numbers are positive, save for token ids and a few factors."""
     for item in dataclasses.fields(instance):
         value: Any = getattr(instance, item.name)
         expected = str(item.type).removesuffix(" | None")
         if value is None and str(item.type).endswith("None"):
             continue
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if expected == "float" and not is_number:
-            raise WeightsError(f"must be a number, got {value!r}", key=prefix + item.name)
+        if expected == "float" and not (is_number and (value > 0 or item.name in _MAY_BE_ZERO)):
+            _refuse(f"must be a {'' if item.name in _MAY_BE_ZERO else 'positive '}number, got {value!r}.", prefix + item.name)
         smallest = 0 if item.name.endswith("_token_id") else 1
-        if expected == "int" and not (is_number and isinstance(value, int) and value >= smallest):
-            raise WeightsError(f"must be an integer of at least {smallest}, got {value!r}", key=prefix + item.name)
+        if expected == "int" and not (is_number and isinstance(value, int) and smallest <= value <= _MAX_SIZE):
+            _refuse(f"must be an integer from {smallest} to {_MAX_SIZE}, got {value!r:.40}.", prefix + item.name)
         if expected == "bool" and not isinstance(value, bool):
-            raise WeightsError(f"must be true or false, got {value!r}", key=prefix + item.name)
+            _refuse(f"must be true or false, got {value!r}.", prefix + item.name)
+
+
+def _refuse(message: str, key: str) -> NoReturn:
+    raise WeightsError(message, key=key, fix="correct the value, or use the configuration that belongs to the model.")

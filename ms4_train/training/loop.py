@@ -98,11 +98,11 @@ def train(run: TrainingRun, stop: StopSignals, *, first_step: int = 0) -> dict[s
             metrics = {"loss": result.loss, "learning_rate": rate, "grad_norm": norm, **run.speed.read(), **load_metrics(run, counts)}
             run.tracker.log(done, {**metrics, "epoch": run.loader.epoch})
         # Evaluate.
-        if run.eval_batches and is_due(section.eval_strategy, section.eval_steps, run.epoch_steps, done):
+        if run.eval_batches and is_due(section.eval_strategy, section.eval_steps, run.epoch_steps, done, last=run.total_steps):
             results |= evaluate(run, done)
         # Save, and stop when asked to.
         signal_number = stop.agreed(engine.mesh)
-        saving = is_due(section.save_strategy, section.save_steps, run.epoch_steps, done) or done == run.total_steps or signal_number
+        saving = is_due(section.save_strategy, section.save_steps, run.epoch_steps, done, last=run.total_steps) or signal_number
         saved = run.save(done) if run.save is not None and saving else None
         if signal_number and done < run.total_steps:
             raise TrainingInterruptedError(signal_number, step=done, saved=saved)

@@ -62,8 +62,11 @@ def total_steps(section: TrainingSection, epoch_steps: int) -> int:
     return section.max_steps if section.max_steps >= 0 else max(1, math.ceil(section.num_train_epochs * epoch_steps))
 
 
-def is_due(strategy: str, every_steps: int, epoch_steps: int, done_steps: int) -> bool:
-    """Whether something with a ``no | steps | epoch`` strategy is due after ``done_steps`` optimizer steps."""
+def is_due(strategy: str, every_steps: int, epoch_steps: int, done_steps: int, *, last: int) -> bool:
+    """Whether something with a ``no | steps | epoch`` strategy is due after ``done_steps`` optimizer steps.
+
+    It is always due after the ``last`` step, so that a run shorter than one interval is evaluated and saved too.
+    """
     if strategy == "no":
         return False
-    return done_steps % (every_steps if strategy == "steps" else epoch_steps) == 0
+    return done_steps == last or done_steps % (every_steps if strategy == "steps" else epoch_steps) == 0

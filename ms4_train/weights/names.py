@@ -11,7 +11,7 @@ Not covered: Mistral-native names (``layers.0.attention.wq_a``) and quantised te
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 
 _TEXT_PREFIXES = (
     ("language_model.model.", "model."),
@@ -57,6 +57,11 @@ def is_quantised_name(stored: str) -> bool:
 def is_expert_stack(name: str) -> bool:
     """Whether dim 0 of the parameter counts experts."""
     return name.endswith(EXPERT_STACKS)
+
+
+def and_more(items: Sized) -> str:
+    """What a message that names the first of several items says of the others."""
+    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

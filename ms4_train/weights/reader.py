@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ms4_train.errors import UntrustedInputError, WeightsError
 from ms4_train.untrusted import TensorInfo, parse_json, read_bytes, read_safetensors_header
-from ms4_train.weights.names import is_quantised_name, is_vision_name, nearest, text_name
+from ms4_train.weights.names import and_more, is_quantised_name, is_vision_name, nearest, text_name
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -121,7 +121,7 @@ def check_tensors(checkpoint: StoredCheckpoint, expected: Mapping[str, Iterable[
     if missing:
         hint = nearest(missing[0], unexpected)
         raise WeightsError(
-            f"the weight is missing{_and_more(missing)}." + (f" Nearest unused name: {', '.join(hint)}." if hint else ""),
+            f"the weight is missing{and_more(missing)}." + (f" Nearest unused name: {', '.join(hint)}." if hint else ""),
             file=checkpoint.folder,
             key=missing[0],
             fix="download the model again; its config.json must describe these weights.",
@@ -130,7 +130,7 @@ def check_tensors(checkpoint: StoredCheckpoint, expected: Mapping[str, Iterable[
         stored = checkpoint.tensors[unexpected[0]]
         hint = nearest(unexpected[0], wanted)
         raise WeightsError(
-            f"is not a weight of this model{_and_more(unexpected)}." + (f" Nearest names: {', '.join(hint)}." if hint else ""),
+            f"is not a weight of this model{and_more(unexpected)}." + (f" Nearest names: {', '.join(hint)}." if hint else ""),
             file=stored.file,
             key=stored.stored_name,
             fix="check that config.json belongs to these weights.",
@@ -186,10 +186,6 @@ def _read_one(handle: Any, stored: StoredTensor, rows: tuple[int, int] | None) -
     return handle.get_slice(stored.stored_name)[rows[0] : rows[1]]
 
 
-def _and_more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-
-
 def _located_tensors(folder: Path) -> Iterator[StoredTensor]:
     single, index = folder / SINGLE_FILE, folder / INDEX_FILE
     if single.exists() and index.exists():
@@ -219,7 +215,7 @@ def _indexed_tensors(folder: Path, index: Path) -> Iterator[StoredTensor]:
         if absent:
             hint = nearest(absent[0], header.keys() - listed)
             raise WeightsError(
-                f"the index puts it here, but the file does not hold it{_and_more(absent)}."
+                f"the index puts it here, but the file does not hold it{and_more(absent)}."
                 + (f" Nearest names: {', '.join(hint)}." if hint else ""),
                 file=file,
                 key=absent[0],
@@ -229,7 +225,7 @@ def _indexed_tensors(folder: Path, index: Path) -> Iterator[StoredTensor]:
         if unlisted:
             elsewhere = weight_map.get(unlisted[0])
             what = f"is stored twice: the index puts it into {elsewhere}" if elsewhere else f"is not listed in {index.name}"
-            raise WeightsError(f"{what}{_and_more(unlisted)}.", file=file, key=unlisted[0], fix="download the file and the index again.")
+            raise WeightsError(f"{what}{and_more(unlisted)}.", file=file, key=unlisted[0], fix="download the file and the index again.")
         for name, info in header.items():
             yield StoredTensor(file, name, info)
 
@@ -264,6 +260,9 @@ def _no_weights(folder: Path) -> WeightsError | UntrustedInputError:
         return WeightsError(
             "is an adapter, not a model.", file=folder, fix="set model.path to the base model and model.adapter to this folder."
         )
+    broken = [name for name in names if name.endswith(".safetensors") and not (folder / name).exists()]
+    if broken:
+        return WeightsError("is a link to a file that is not there.", file=folder / broken[0], fix="download the model again.")
     stray = [name for name in names if name.endswith(".safetensors")]
     if stray:
         return WeightsError(f"holds {stray[0]} but no {INDEX_FILE}.", file=folder, fix="download the index of the model.")

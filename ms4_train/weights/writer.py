@@ -23,7 +23,7 @@ from ms4_train.untrusted import read_bytes
 from ms4_train.weights.folder import whole_folder
 from ms4_train.weights.hf_config import CONFIG_FILE, to_generation_config, to_hf_config
 from ms4_train.weights.loading import expected_shapes
-from ms4_train.weights.names import nearest
+from ms4_train.weights.names import and_more, nearest
 from ms4_train.weights.reader import INDEX_FILE, SINGLE_FILE
 
 TOKENIZER_FILE = "tekken.json"
@@ -98,7 +98,7 @@ def _checked(
         yield name, tensor.detach().to("cpu", dtype).contiguous()
     missing = [name for name in shapes if name not in seen]
     if missing:
-        raise WeightsError(f"the weight is missing (and {len(missing) - 1} more).", key=missing[0], fix="write all tensors of the model.")
+        raise WeightsError(f"the weight is missing{and_more(missing)}.", key=missing[0], fix="write all tensors of the model.")
 
 
 def _write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, max_shard_bytes: int) -> None:

@@ -9,6 +9,7 @@ tokenizer) or ``adapter/`` (PEFT files).
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from ms4_train.checkpoint import (
     check_same_run,
     checkpoint_bytes,
     find_saved_run,
+    restart_after,
     run_identity,
     save_run_state,
     seed_everything,
@@ -121,7 +123,12 @@ class Plan:
 
 
 def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
-    """Read the rows, the model and the last run state. Rows come first: a bad one should be found before a large model is read."""
+    """Read the rows, the model and the last run state. Rows come first: a bad one should be found before a large model is read.
+
+    Raises:
+        ConfigError: validation is asked for without validation rows, or an epoch of a stream without its length.
+        MS4Error: a file that cannot be used.
+    """
     training = config.training
     tokenizer = ChatTokenizer.from_file(config.model.tokenizer or Path(config.model.path) / "tekken.json")
     prepared = prepare(config.data, tokenizer)
@@ -134,6 +141,13 @@ def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
         eval_batches = build_eval_batches(
             config.data, tokenizer, batch_size=training.per_device_eval_batch_size, max_rows=training.eval_max_rows, **place
         )
+        if not eval_batches:
+            raise ConfigError(
+                f"is {training.eval_strategy}, but there are no validation rows.",
+                key="training.eval_strategy",
+                fix="set data.validation or data.validation_fraction.",
+            )
+    length = run_length(config, loader, mesh)
 
     base = base_fingerprint(config.model.path)
     model, adapter, attached = prepare_model(config, mesh, base)
@@ -160,7 +174,7 @@ def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
         flops=FlopCounter.of_model(model),
         identity=identity,
         saved=saved,
-        length=run_length(config, loader, mesh, first_step=saved.step if saved else 0),
+        length=dataclasses.replace(length, first_step=saved.step if saved else 0),
     )
 
 
@@ -168,18 +182,11 @@ def announce_run(plan: Plan) -> None:
     """Say what will happen, and refuse what cannot go well.
 
     Raises:
-        ConfigError: validation is asked for without validation rows.
         StorageError: two checkpoints would not fit on the disk.
     """
     console, training = Console(soft_wrap=True, highlight=False, quiet=not plan.mesh.is_main), plan.config.training
     for line in announcement(plan.trained, plan.attached, plan.survey, plan.length, training):
         console.print(line, markup=False)
-    if training.eval_strategy != "no" and not plan.eval_batches:
-        raise ConfigError(
-            f"is {training.eval_strategy}, but there are no validation rows.",
-            key="training.eval_strategy",
-            fix="set data.validation or data.validation_fraction.",
-        )
     if training.save_strategy != "no" and plan.mesh.is_main:
         require_free_bytes(plan.checkpoints, 2 * plan.state_bytes)  # a new one is written before the old one goes
 
@@ -218,6 +225,8 @@ def train_run(plan: Plan) -> TrainEngine:
             saved.restore(engine, seed=seed)
         if is_finished:
             return engine
+        if mesh.is_main:
+            restart_after(plan.checkpoints, length.first_step)
         with StopSignals() as stop:
             results = train(
                 TrainingRun(
@@ -350,8 +359,8 @@ def go_on_with_adapter(model: Mistral4ForCausalLM, section: AdapterSection, base
     return stored
 
 
-def run_length(config: SftRun, loader: TrainLoader, mesh: Mesh, *, first_step: int) -> RunLength:
-    """How many steps the run has.
+def run_length(config: SftRun, loader: TrainLoader, mesh: Mesh) -> RunLength:
+    """How many steps the run has, from its beginning.
 
     Raises:
         ConfigError: the rows stream, so that nobody knows how long an epoch is, and a key needs to know.
@@ -369,7 +378,7 @@ def run_length(config: SftRun, loader: TrainLoader, mesh: Mesh, *, first_step: i
                     fix="set max_steps, and steps as the strategies.",
                 )
     epoch_steps = steps_per_epoch(rows or rows_per_step, rows_per_step)
-    return RunLength(total_steps(training, epoch_steps), first_step, epoch_steps, rows_per_step, rows, config.data.max_length)
+    return RunLength(total_steps(training, epoch_steps), 0, epoch_steps, rows_per_step, rows, config.data.max_length)
 
 
 def file_sha256(path: Path) -> str:

@@ -115,17 +115,17 @@ def _hub_rows(year: int) -> list[tuple[int | None, Any]]:
 def _question_and_gold(row: Any, origin: str | Path, line: int | None) -> tuple[str, str]:
     if not isinstance(row, dict):
         raise EvaluationError(
-            "a row is an object with problem and answer", file=origin, line=line, fix='Write {"problem": "...", "answer": 70}.'
+            "a row is an object with problem and answer.", file=origin, line=line, fix='write {"problem": "...", "answer": 70}.'
         )
     question = row.get("problem", row.get("prompt"))
     if not isinstance(question, str) or not question.strip() or len(question) > MAX_PROBLEM_CHARACTERS:
         raise EvaluationError(
-            "no problem text", file=origin, line=line, key="problem", fix="Give each row a problem of one to 20,000 characters."
+            "no problem text.", file=origin, line=line, key="problem", fix="give each row a problem of one to 20,000 characters."
         )
     answer = row.get("answer")
     digits = str(answer).strip() if isinstance(answer, int | str) and not isinstance(answer, bool) else ""
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 3):
         raise EvaluationError(
-            "the answer is not an integer from 0 to 999", file=origin, line=line, key="answer", fix="Check the row's answer."
+            "is not an integer from 0 to 999.", file=origin, line=line, key="answer", fix="correct the row's answer."
         )
     return question.removesuffix(_FOREIGN_INSTRUCTION).strip(), str(int(digits))

@@ -113,6 +113,19 @@ def test_misshapen_tensor(folder, key, shape):
     assert refused(folder).key == key
 
 
+@pytest.mark.parametrize("rank", [1, 4, 10**12])
+def test_rank_that_the_tensors_do_not_have(folder, rank):
+    """The largest asks for more memory than there is, so it must be refused before parameters are made."""
+    edit_json(folder / "adapter_config.json", lambda settings: settings.update(r=rank))
+    assert ".lora_A.weight" in (refused(folder).key or "")
+
+
+def test_messages_count_and_hint_only_where_there_is_something_to_say(folder):
+    change(folder, lambda tensors: tensors.update({"foo": torch.zeros(1)}))
+    assert "0 more" not in str(refused(folder))
+    assert "Nearest names: ." not in str(refused(folder))
+
+
 @pytest.mark.parametrize(
     "overrides",
     [{"num_hidden_layers": 3}, {"num_hidden_layers": 1}, {"hidden_size": 32}, {"n_routed_experts": 16}, {"moe_intermediate_size": 16}],

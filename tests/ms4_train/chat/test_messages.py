@@ -79,6 +79,11 @@ BAD_ROWS: list[tuple[str, Any]] = [
     ("empty-assistant", row(USER, {"role": "assistant", "content": "", "reasoning_content": "only thought"}, reasoning_effort="high")),
     ("unsupported-content", row({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, ASSISTANT)),
     ("unsupported-field", row(USER, {**ASSISTANT, "weight": 0.5})),
+    ("unsupported-field", row(USER, {**ASSISTANT, "weight": 0})),
+    ("unsupported-field", row(USER, {**ASSISTANT, "weight": 0.0})),
+    ("unsupported-field", row(USER, {**ASSISTANT, "train": False})),
+    ("unsupported-field", row(USER, {**ASSISTANT, "trainable": False})),
+    ("unsupported-field", row({**USER, "train": False}, {**ASSISTANT, "weight": 0})),
     ("unsupported-field", row(USER, {**ASSISTANT, "function_call": {"name": "f"}})),
     ("unsupported-field", row(USER, {**ASSISTANT, "prefix": True})),
     ("bad-mode", row(USER, ASSISTANT, reasoning_effort="medium")),
@@ -99,6 +104,11 @@ def test_bad_rows_are_refused_with_their_code(code: str, bad: Any) -> None:
         read_row(bad)
     assert caught.value.row_code == code
     assert str(caught.value).count("\n") == 0
+
+
+@pytest.mark.parametrize("field", [{"weight": 1}, {"weight": None}, {"train": True}, {"trainable": True}, {"prefix": False}])
+def test_fields_that_change_nothing_pass(field: dict[str, Any]) -> None:
+    assert read_row(row(USER, {**ASSISTANT, **field})) == read_row(row(USER, ASSISTANT))
 
 
 def test_the_neighbours_of_bad_rows_are_good() -> None:

@@ -34,14 +34,14 @@ def test_the_same_run_is_accepted():
 @pytest.mark.parametrize(
     ("current", "key"),
     [
-        (identity(base="f2"), "model.base"),
+        (identity(base="f2"), r"model.path \(was f1, is f2\)"),
         (identity(tokenizer="t2"), "model.tokenizer"),
         (identity(changed("model", dtype="float32")), "model.dtype"),
         (identity(changed("data", train=[{"path": "a.jsonl"}, {"path": "c.jsonl", "weight": 2.0}])), r"data.train\[1\].path"),
         (identity(changed("data", train=[{"path": "a.jsonl"}])), r"data.train\[1\]"),
         (identity(changed("data", max_length=64)), "data.max_length"),
         (identity(changed("adapter", r=16)), r"adapter.r \(was 8, is 16\)"),
-        (identity({"adapter": None}), "adapter"),
+        (identity({"adapter": None}), r"differ: adapter \(was a section, is null\)\."),
         (identity({"seed": 4}), "seed"),
         (identity(changed("training", train_router=True)), "training.train_router"),
     ],
@@ -73,6 +73,14 @@ def test_free_keys_exist():
 def test_differences_of_nested_values():
     assert differing_keys({"a": [1, {"b": 2}], "c": {}}, {"a": [1, {"b": 3}], "c": {"d": None}}) == [
         ("a[1].b", 2, 3),
-        ("c", {}, "(absent)"),
-        ("c.d", "(absent)", None),
+        ("c.d", "absent", None),
     ]
+    assert differing_keys({"a": None, "b": [1, 2]}, {"a": {"r": 8, "s": 1}, "b": [1]}) == [("a", None, {"r": 8, "s": 1}), ("b[1]", 2, "absent")]
+
+
+def test_long_values_are_shortened():
+    with pytest.raises(CheckpointError) as caught:
+        check_same_run(identity(base="sha256:" + "a" * 64), identity(base="sha256:" + "b" * 64), folder="c")
+    assert len(str(caught.value)) < 320
+    assert "aaa... , is" not in str(caught.value)
+    assert "aaa..., is sha256:bbb" in str(caught.value)

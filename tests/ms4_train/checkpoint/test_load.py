@@ -199,15 +199,19 @@ def test_no_silent_start_from_zero(tmp_path, caplog):
 
 def test_a_named_folder_is_taken_or_refused_but_never_replaced(tmp_path, caplog):
     root, states = trained_root(tmp_path)
-    with warned(caplog, "superseded"):
-        saved = find_saved_run(root, str(root / "step-000001"), Mesh())
+    saved = find_saved_run(root, str(root / "step-000001"), Mesh())
     assert saved.step == 1
+    assert (root / "step-000002").is_dir()  # the run may still be refused; then it belongs to the run that wrote it
+    with warned(caplog, "superseded"):
+        restart_after(root, saved.step)
     assert sorted(path.name for path in root.iterdir()) == ["step-000001", "step-000002.superseded"]
     engine = small_engine(seed=7)
     saved.restore(engine, seed=0)
     assert_same_state(exported(engine), states[1])
     with pytest.raises(CheckpointError, match="name one of"):
         find_saved_run(root, str(root / "step-000007"), Mesh())
+    with pytest.raises(CheckpointError, match="resume_from_checkpoint: this folder is not a checkpoint: it holds no MANIFEST.json. Fix: name"):
+        find_saved_run(root, str(tmp_path), Mesh())
     flip(root / "step-000001" / "state.json", 3)
     with pytest.raises(CheckpointError, match="damaged"):
         find_saved_run(root, str(root / "step-000001"), Mesh())
@@ -216,8 +220,10 @@ def test_a_named_folder_is_taken_or_refused_but_never_replaced(tmp_path, caplog)
 
 def test_never_sets_the_old_run_aside(tmp_path, caplog):
     root, _ = trained_root(tmp_path)
+    assert find_saved_run(root, "never", Mesh()) is None
+    assert find_saved_run(root, "auto", Mesh()).step == 2
     with warned(caplog, "restarts"):
-        assert find_saved_run(root, "never", Mesh()) is None
+        restart_after(root, 0)
     assert find_saved_run(root, "auto", Mesh()) is None
 
 

@@ -42,6 +42,20 @@ def test_check_lists_bad_rows_and_exits_with_2(faulty: Path) -> None:
     assert "5 rows read, 3 good, 2 bad" in result.output
 
 
+@pytest.mark.parametrize("content", ["", "\n\n"])
+@pytest.mark.parametrize("command", ["check", "preview"])
+def test_a_file_without_rows_is_refused(tmp_path: Path, content: str, command: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(content)
+    result = RUNNER.invoke(app, [command, str(tmp_path / "rows.jsonl"), *TOKENIZER])
+    assert isinstance(result.exception, MS4Error)
+    assert "rows.jsonl: holds no row" in str(result.exception)
+
+
+def test_check_says_how_to_mend_a_row(faulty: Path) -> None:
+    lines = RUNNER.invoke(app, ["check", str(faulty)]).output.splitlines()
+    assert ["Fix: " in line for line in lines if f"{faulty}:" in line][:2] == [True, True]
+
+
 def test_check_of_good_rows_exits_with_0(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", arithmetic_rows(4))
     result = RUNNER.invoke(app, ["check", str(path), *TOKENIZER])

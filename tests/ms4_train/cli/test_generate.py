@@ -135,12 +135,35 @@ def test_an_adapter_is_loaded_and_one_of_another_model_is_refused(folder: Path, 
         (("--top-p", 0), "top_p"),
         (("--adapter", "nowhere"), "nowhere: is not a folder"),
         (("--tokenizer", "nowhere/tekken.json"), "nowhere"),
+        (("--system", "caf\udce9"), "--system: holds bytes that are not UTF-8"),
     ],
 )
-def test_bad_options_are_typed_errors(folder: Path, arguments: tuple, words: str) -> None:
-    result = run("generate", folder, QUESTION, *arguments)
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_bad_options_are_typed_errors_before_weights_are_read(
+    folder: Path, command: str, arguments: tuple, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ms4_train.weights.load_model", lambda *_, **__: pytest.fail("minutes of loading came before the check"))
+    result = run(command, folder, *([QUESTION] if command == "generate" else []), *arguments)
     assert isinstance(result.exception, MS4Error), result.output
     assert words in str(result.exception)
+    assert result.exception.fix
+
+
+@pytest.mark.parametrize(("prompt", "words"), [("", "is empty"), (" \n", "is empty"), ("caf\udce9", "not UTF-8"), ("-", "is empty")])
+def test_a_prompt_without_text_is_refused_as_a_prompt(folder: Path, prompt: str, words: str) -> None:
+    error = run("generate", folder, "--", prompt, text="").exception
+    assert isinstance(error, MS4Error)
+    assert words in str(error)
+    assert error.key == "PROMPT"
+
+
+def test_a_tokenizer_that_is_larger_than_the_model_is_named(folder: Path, tmp_path: Path) -> None:
+    from ms4_train.chat import derive_tokenizer
+
+    file = derive_tokenizer(tmp_path / "tekken.json", num_ranks=TINY_RANKS + 100)
+    error = run("generate", folder, QUESTION, "--tokenizer", file).exception
+    assert isinstance(error, MS4Error)
+    assert error.file == str(file)
 
 
 def test_a_missing_model_and_a_prompt_without_room_are_typed_errors(folder: Path, tmp_path: Path) -> None:

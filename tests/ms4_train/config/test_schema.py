@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from ms4_train.config import evaluation, schema
-from ms4_train.config.schema import AdapterSection, Section
+from ms4_train.config.schema import AdapterSection, Section, TrainingSection
 
 SECTIONS = [
     value
@@ -36,6 +36,18 @@ def test_an_adapter_needs_a_target():
     with pytest.raises(ValidationError, match="both empty"):
         AdapterSection(target_modules=[])
     assert AdapterSection(target_modules=[], target_parameters=["mlp.experts.down_proj"]).r == 16
+
+
+def test_a_run_of_no_steps_is_refused():
+    with pytest.raises(ValidationError, match="0 steps train nothing; write"):
+        TrainingSection(max_steps=0)
+    assert TrainingSection(max_steps=-1).max_steps == -1
+
+
+@pytest.mark.parametrize("key", ["adam_beta1", "adam_beta2"])
+def test_betas_are_below_one_as_the_optimizer_wants_them(key):
+    with pytest.raises(ValidationError, match="less than 1"):
+        TrainingSection.model_validate({key: 1.0})
 
 
 def test_dropout_and_stacked_experts_exclude_each_other():

@@ -153,6 +153,12 @@ def test_the_global_order_does_not_depend_on_the_ranks(tmp_path: Path) -> None:
     assert global_rows(data, 3, 8, batch_size=1) == one
 
 
+def test_row_i_goes_to_rank_i_modulo_the_ranks(tmp_path: Path) -> None:
+    data = section(tmp_path, packing=False)
+    one = [name for row in global_rows(data, 1, 8, batch_size=1) for name in row]
+    assert global_rows(data, 2, 2, batch_size=2) == [[one[0], one[2]], [one[1], one[3]], [one[4], one[6]], [one[5], one[7]]]
+
+
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     data = section(tmp_path)
     one = global_rows(data, 1, 24, batch_size=1)

@@ -76,7 +76,11 @@ def test_cos_sin_factor(changes, factor):
         ({"rms_norm_eps": "1e-6"}, "rms_norm_eps"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"norm_topk_prob": 1}, "norm_topk_prob"),
-        ({"eos_token_id": [2, 3]}, "eos_token_id"),
+        ({"eos_token_id": [2]}, "eos_token_id"),
+        ({"eos_token_id": -1}, "eos_token_id"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ({"hidden_size": 10**30}, "hidden_size"),
         ({"num_key_value_heads": 8}, "num_key_value_heads"),
         ({"num_experts_per_tok": 129}, "num_experts_per_tok"),
         ({"qk_rope_head_dim": 63}, "qk_rope_head_dim"),
@@ -85,6 +89,11 @@ def test_cos_sin_factor(changes, factor):
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_parameters.factor"),
         ({"rope_parameters": RopeParameters().__dict__ | {"rope_type": "linear"}}, "rope_parameters.rope_type"),
         ({"rope_parameters": RopeParameters().__dict__ | {"beta_fast": "32"}}, "rope_parameters.beta_fast"),
+        ({"rope_parameters": RopeParameters().__dict__ | {"factor": 0}}, "rope_parameters.factor"),
+        ({"rope_parameters": RopeParameters().__dict__ | {"rope_theta": 1.0}}, "rope_parameters.rope_theta"),
+        ({"rope_parameters": RopeParameters().__dict__ | {"rope_theta": -5}}, "rope_parameters.rope_theta"),
+        ({"rope_parameters": RopeParameters().__dict__ | {"beta_slow": 0.0}}, "rope_parameters.beta_slow"),
+        ({"rope_parameters": RopeParameters().__dict__ | {"attention_factor": 0.0}}, "rope_parameters.attention_factor"),
         ({"rope_parameters": RopeParameters().__dict__ | {"partial_rotary_factor": 1.0}}, "rope_parameters.partial_rotary_factor"),
     ],
 )
@@ -92,14 +101,15 @@ def test_what_the_network_does_not_compute_is_refused(values, key):
     with pytest.raises(WeightsError) as refusal:
         TextConfig.from_dict(values)
     assert refusal.value.key == key
+    assert refusal.value.fix
 
 
 def test_older_spellings_and_absent_values():
     rope = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "llama_4_scaling_beta": 0.1}
-    config = TextConfig.from_dict({"rope_parameters": rope, "rope_theta": 5e5, "num_attention_heads": 4, "eos_token_id": [2]})
+    config = TextConfig.from_dict({"rope_parameters": rope, "rope_theta": 5e5, "num_attention_heads": 4})
     assert (config.rope_parameters.rope_type, config.rope_parameters.rope_theta) == ("yarn", 5e5)
     assert config.rope_parameters.mscale_all_dim is None
-    assert (config.num_key_value_heads, config.eos_token_id) == (4, 2)
+    assert config.num_key_value_heads == 4
 
 
 def test_unknown_keys_are_named(caplog):

@@ -85,7 +85,7 @@ def test_order_of_events():
 def test_epoch_strategies_and_the_last_step():
     log = Log()
     train(make_run(log, logging_steps=9, eval_strategy="epoch", save_strategy="epoch"), StopSignals())
-    assert log.events == [("eval", 4), ("save", 4), ("train", 6), ("save", 6)]
+    assert log.events == [("eval", 4), ("save", 4), ("train", 6), ("eval", 6), ("save", 6)]
 
 
 def test_resumed_run_does_the_rest():

@@ -66,7 +66,7 @@ def test_length_of_a_run():
 
 
 def test_due_steps():
-    due = [done for done in range(1, 13) if is_due("steps", 5, 4, done)]
+    due = [done for done in range(1, 13) if is_due("steps", 5, 4, done, last=12)]
     assert due == [5, 10]
-    assert [done for done in range(1, 13) if is_due("epoch", 5, 4, done)] == [4, 8, 12]
-    assert not any(is_due("no", 1, 1, done) for done in range(1, 13))
+    assert [done for done in range(1, 13) if is_due("epoch", 5, 4, done, last=12)] == [4, 8, 12]
+    assert not any(is_due("no", 1, 1, done, last=12) for done in range(1, 13))

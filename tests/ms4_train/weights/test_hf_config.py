@@ -99,6 +99,8 @@ def test_plain_scale_without_attention_factor_would_be_wrong(tmp_path):
         ({"eos_token_id": "2"}, "eos_token_id"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2}}, "rope_parameters"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"eos_token_id": []}, "eos_token_id"),
+        ({"num_experts_per_tok": 99}, "num_experts_per_tok"),
         ({"softmax_scale": "half"}, "softmax_scale"),
         ({"text_config": 3}, "text_config"),
     ],

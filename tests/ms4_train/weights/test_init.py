@@ -38,7 +38,7 @@ def test_checkpoint_is_made_from_seed_and_tokenizer(tmp_path):
     model = load_model(out, dtype=torch.float32)
     assert model.config.vocab_size == 300
     assert (out / "tekken.json").read_bytes() == tokenizer.read_bytes()
-    assert model.lm_head.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.lm_head.weight.std().item() == pytest.approx(model.config.initializer_range, rel=0.05)
     assert torch.equal(model.model.norm.weight, torch.ones(128))
     assert base_fingerprint(out) == base_fingerprint(tmp_path / "b") != base_fingerprint(tmp_path / "c")
     with pytest.raises(StorageError, match="holds"):
@@ -53,7 +53,9 @@ def test_checkpoint_is_made_from_seed_and_tokenizer(tmp_path):
         ("n_routed_experts: 32", "n_routed_experts: 3", "num_experts_per_tok"),
         ("vocab_size: 512", "# vocab_size:", "vocab_size"),
         ("  factor: 128.0", "  factor: -1", "rope_parameters.factor"),
-        ("qk_rope_head_dim: 16", "qk_rope_head_dim: 15", "qk_rope_head_dim"),
+        ("qk_rope_head_dim: ", "qk_rope_head_dim: 1  # ", "qk_rope_head_dim"),
+        ("num_hidden_layers: 3", "num_hidden_layers: 1000000000", "num_hidden_layers"),
+        ("  rope_theta: 10000.0", "  rope_theta: 0.5", "rope_parameters.rope_theta"),
     ],
 )
 def test_faults_of_a_model_file_name_its_key_and_line(tmp_path, line, replacement, key):
@@ -64,6 +66,7 @@ def test_faults_of_a_model_file_name_its_key_and_line(tmp_path, line, replacemen
     with pytest.raises(ConfigError) as caught:
         read_model_file(file)
     assert key in str(caught.value)
+    assert "Fix:" in str(caught.value)
     assert str(file) in str(caught.value)
     assert key == "vocab_size" or ":" in str(caught.value).split(str(file))[1][:2]
 

@@ -162,6 +162,11 @@ def test_folders_without_readable_weights_say_what_they_hold(tmp_path, files, wo
     assert word in str(refused(tmp_path))
 
 
+def test_a_link_into_a_cache_that_was_emptied_is_named(tmp_path):
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "blobs" / "gone")
+    assert "model.safetensors: is a link to a file that is not there" in str(refused(tmp_path))
+
+
 def test_vision_tensors_are_counted_and_left_out(single, caplog):
     rewrite(single, lambda tensors: tensors.update({f"vision_tower.x{number}": torch.zeros(1) for number in range(3)}))
     checkpoint = check(single)

@@ -171,6 +171,7 @@ def test_metrics_of_every_step(folder, plain):
         ({"model": {"adapter": "x"}}, ConfigError, "model.adapter"),
         ({"data": {"max_length": 12}}, DataError, "overlong"),
         ({"parallel": {"expert_parallel_size": 2}}, MS4Error, "expert_parallel_size"),
+        ({"model": {"path": "{folder}/tokenizer_only"}, "training": {"eval_strategy": "steps"}}, ConfigError, "eval_strategy"),
     ],
 )
 def test_refusals_come_before_the_first_step(folder, changes, error, message):
