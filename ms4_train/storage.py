@@ -82,7 +82,9 @@ def storage_errors(path: str | Path, needed: int | None = None) -> Iterator[None
         if is_disk_full(error):
             raise _full_error(path, needed, free_bytes(path)) from error
         if isinstance(error, FileExistsError | NotADirectoryError):
-            raise StorageError("a file stands where a folder is needed.", file=path, fix="move that file, or choose another folder.") from error
+            raise StorageError(
+                "a file stands where a folder is needed.", file=path, fix="move that file, or choose another folder."
+            ) from error
         if isinstance(error, OSError):
             reason = error.strerror or str(error)
             raise StorageError(f"cannot be written ({reason}).", file=path, fix="check the folder and its permissions.") from error

@@ -19,6 +19,11 @@ _LENGTH_ROWS = (
     ("both", "tokens", "total_tokens"),
 )
 
+_METHODS = {
+    "bootstrap": "bootstrap over problems",
+    "wilson": "all problems differ alike, so from the intervals of both scores",
+}
+
 
 def to_markdown(report: dict[str, Any]) -> str:
     """The report as Markdown: scores, the paired difference, lengths, repeats, disagreements."""
@@ -28,7 +33,7 @@ def to_markdown(report: dict[str, Any]) -> str:
     for task in report["tasks"]:
         lines += _task_lines(task, report["confidence"])
     lines += ["## Run", "", f"- run `{report['run_id'][:16]}`, seed {report['seed']}"]
-    lines += [f"- {key}: `{in_table(str(value))}`" for key, value in report["model"].items()]
+    lines += [f"- {key}: `{in_table(str(value))}`" for key, value in report["model"].items() if value is not None]
     lines += ["- versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()) for versions in report["versions"]]
     return "\n".join(lines) + "\n"
 
@@ -54,7 +59,7 @@ def _task_lines(task: dict[str, Any], confidence: float) -> list[str]:
         [
             "mode",
             "score %",
-            f"{percent(confidence)} % interval",
+            f"{100 * confidence:g} % interval",
             "SE (problems)",
             "SE (runs)",
             "graded",
@@ -71,8 +76,8 @@ def _task_lines(task: dict[str, Any], confidence: float) -> list[str]:
     difference = task["high_minus_none"]
     if difference:
         lines += [
-            f"high - none: **{100 * difference['value']:+.1f} points**, {percent(confidence)} % interval"
-            f" {100 * difference['low']:+.1f} to {100 * difference['high']:+.1f} (bootstrap over problems)",
+            f"high - none: **{100 * difference['value']:+.1f} points**, {100 * confidence:g} % interval"
+            f" {100 * difference['low']:+.1f} to {100 * difference['high']:+.1f} ({_METHODS[difference['method']]})",
             "",
         ]
     lines += _table(

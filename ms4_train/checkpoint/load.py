@@ -164,7 +164,7 @@ def _newest_good(root: Path) -> Path | None:
             return folder
         except CheckpointError as error:
             moved = quarantine(folder)
-            _LOG.warning("%s (%s); it is kept as %s and the checkpoint before it is tried.", error.message, error.file, moved.name)
+            _LOG.warning("%s: %s It is kept as %s, and the checkpoint before it is tried.", error.file, error.message, moved.name)
     if corrupt := quarantined(root):
         raise CheckpointError(
             f"no good checkpoint is left; {len(corrupt)} corrupt one{'s are' if len(corrupt) > 1 else ' is'} kept for inspection.",

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,7 +79,10 @@ MaxTokensOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of the sampled answer.")]
 AdapterOption = Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter to load on top.", show_default=False)]
-SystemOption = Annotated[str | None, typer.Option(help="System prompt.", show_default=False)]
+SystemOption = Annotated[
+    str | None,
+    typer.Option(help="System prompt, or a .txt or .md file; {name}, {today} and {yesterday} are filled in.", show_default=False),
+]
 TokenizerOption = Annotated[Path | None, typer.Option(help="tekken.json file; default: the one in MODEL.", show_default=False)]
 DtypeOption = Annotated[Dtype, typer.Option(help="Type of parameters; auto is float32 on a CPU and bfloat16 on a GPU.")]
 
@@ -150,6 +154,15 @@ def _request(
             fix="lower it, or leave it out.",
         )
     return GenerationRequest(mode.value, prompt_ids, _sampling(options, mode, max_tokens))
+
+
+def _system_prompt(system: str | None, model: Path) -> str | None:
+    """What ``--system`` says or the file it names says, filled in with the model's name and today's date."""
+    if system is None:
+        return None
+    from ms4_train.chat import load_system_prompt, render_system_prompt
+
+    return render_system_prompt(load_system_prompt(system), name=model.resolve().name, today=datetime.now().astimezone().date())
 
 
 def _messages(system: str | None, prompt: str) -> list[dict[str, Any]]:
@@ -241,7 +254,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per mode instead of text.")] = False,
 ) -> None:
     """Generate one answer: thinking dimmed, then the answer."""
-    messages = _messages(system, _read_prompt(prompt))
+    messages = _messages(_system_prompt(system, model), _read_prompt(prompt))
     from rich.console import Console
 
     from ms4_train.inference import completion_answer
@@ -346,6 +359,7 @@ def chat(
     """Talk with a model. /mode none|high, /reset, /quit."""
     from rich.console import Console
 
+    system = _system_prompt(system, model)
     options = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
     chat_tokenizer, limit = _open_model(model, adapter, tokenizer)
     _request(chat_tokenizer, limit, _messages(system, "?"), mode, options)  # wrong options end the program now, not every turn

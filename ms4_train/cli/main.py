@@ -5,6 +5,7 @@ Exercise it: ``ms4 --help`` and ``pytest tests/ms4_train/cli/test_main.py``.
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated, NoReturn
 
@@ -68,6 +69,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     Args:
         arguments: without the program's name; default: those of the process.
     """
+    _mark_warnings()
     try:
         app(args=arguments, prog_name="ms4")
         sys.exit(0)
@@ -83,6 +85,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         file = getattr(error, "filename", None)
         place = f"{file}: " if file else ""
         _fail(f"{place}the disk is full ({error}). Fix: free space or choose another folder.", 2)
+
+
+def _mark_warnings() -> None:
+    """Warnings of ours (a damaged checkpoint, a changed key) go to stderr as ``warning: ...``, so that they are seen among progress lines."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(logging.Formatter("warning: %(message)s"))
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -70,6 +70,12 @@ class DataSection(Section):
     packing: bool = Field(default=True, description="Put several documents into one row, isolated from each other.")
     overlong_rows: Literal["error", "skip"] = "error"
     invalid_rows: Literal["error", "skip"] = "error"
+    system_prompt_name: str = Field(default="Mistral-Small-4-119B-2603", description="What {name} in a system prompt becomes.")
+    system_prompt_date: str | None = Field(
+        default=None,
+        pattern=r"^\d{4}-\d{2}-\d{2}$",
+        description="What {today} in a system prompt becomes, e.g. 2026-01-31; {yesterday} is the day before.",
+    )
     train_on_thinking: bool = Field(default=True, description="Whether thinking carries loss.")
     train_on_turns: Literal["all", "last"] = Field(default="all", description="Which assistant turns carry loss.")
     shuffle: bool = True
@@ -120,7 +126,7 @@ class AdapterSection(Section):
     type: Literal["lora"] = "lora"
     r: PositiveInt = 16
     lora_alpha: Annotated[float, Field(gt=0)] = 32.0
-    lora_dropout: Fraction = 0.0
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     use_rslora: bool = False
     target_modules: list[str] = Field(
         default=["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"],

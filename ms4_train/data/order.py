@@ -245,8 +245,7 @@ class StreamOrder:
         section = prepared.section
         self._weights = [source.weight for source in section.train]
         self._streams = [
-            _Stream(RowPipeline(source, section, tokenizer, prompt_values=prepared.prompt_values), prepared, (seed, number))
-            for number, source in enumerate(section.train)
+            _Stream(RowPipeline(source, section, tokenizer), prepared, (seed, number)) for number, source in enumerate(section.train)
         ]
         self._drawn: list[int] = [0] * len(self._streams)
 

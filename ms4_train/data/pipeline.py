@@ -8,29 +8,18 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ms4_train.chat import ChatRow, ChatTokenizer, EncodedRow, read_row, render_system_prompt
+from ms4_train.chat import ChatRow, ChatTokenizer, EncodedRow, load_system_prompt, read_row, render_system_prompt
 from ms4_train.chat.system_prompt import placeholders
 from ms4_train.config.schema import DataSection, DatasetSource
 from ms4_train.data.rows import OVERLONG, Document, Fault, RawRow
 from ms4_train.errors import DataError, RowError, UntrustedInputError
-from ms4_train.untrusted import read_text
 
 ORACLE_FIRST_ROWS = 16
 ORACLE_EVERY_ROWS = 1000
-MAX_PROMPT_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class PromptValues:
-    """What the placeholders of a source's system prompt become."""
-
-    name: str
-    today: datetime.date
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +36,18 @@ class RowPipeline:
 
     Args:
         source: where the rows come from, with its field names and defaults.
-        section: what carries loss, and how long a row may be.
+        section: what carries loss, how long a row may be, and what the placeholders of a system prompt become.
         tokenizer: None checks the form of rows only.
-        prompt_values: for the placeholders of the source's system prompt.
 
     Raises:
         DataError: the source's system prompt cannot be used.
     """
 
-    def __init__(
-        self, source: DatasetSource, section: DataSection, tokenizer: ChatTokenizer | None, *, prompt_values: PromptValues | None = None
-    ) -> None:
+    def __init__(self, source: DatasetSource, section: DataSection, tokenizer: ChatTokenizer | None) -> None:
         self.source = source
         self._section = section
         self._tokenizer = tokenizer
-        self._system_prompt = _load_system_prompt(source, prompt_values)
+        self._system_prompt = _system_prompt_of(source, section)
         self._encoded_rows = 0
 
     def process(self, raw: RawRow) -> Outcome:
@@ -133,21 +119,21 @@ def _overlong_fault(raw: RawRow, length: int, max_length: int) -> Fault:
     )
 
 
-def _load_system_prompt(source: DatasetSource, values: PromptValues | None) -> str | None:
-    text = source.system_prompt
-    if text is None:
+def _system_prompt_of(source: DatasetSource, section: DataSection) -> str | None:
+    """The source's system prompt with its placeholders filled; the date is the run's own, so that it can be repeated on another day."""
+    if source.system_prompt is None:
         return None
-    looks_like_file = "\n" not in text and len(text) < 1024 and text.endswith((".txt", ".md"))
-    if looks_like_file:
-        text = read_text(Path(text), max_bytes=MAX_PROMPT_BYTES).strip("\n")
-    found = placeholders(text)
-    if not found:
-        return text
-    if values is None:
-        names = ", ".join(f"{{{name}}}" for name in sorted(found))
-        raise DataError(
-            f"the system prompt of {source.path} has placeholders ({names}), and a training run has no value for them.",
-            key="system_prompt",
-            fix="write the name and the dates out, so that the run can be repeated on another day.",
-        )
-    return render_system_prompt(text, name=values.name, today=values.today)
+    text = load_system_prompt(source.system_prompt)
+    if section.system_prompt_date is None:
+        if placeholders(text) & {"today", "yesterday"}:
+            raise DataError(
+                f"the system prompt of {source.path} names a date, and the run has none.",
+                key="data.system_prompt_date",
+                fix="set it, e.g. to 2026-01-31.",
+            )
+        return render_system_prompt(text, name=section.system_prompt_name, today=datetime.date.min)
+    try:
+        today = datetime.date.fromisoformat(section.system_prompt_date)
+    except ValueError:
+        raise DataError(f"{section.system_prompt_date} is no date.", key="data.system_prompt_date", fix="write 2026-01-31.") from None
+    return render_system_prompt(text, name=section.system_prompt_name, today=today)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ms4_train.chat import ChatTokenizer
 from ms4_train.config.schema import DataSection, DatasetSource
-from ms4_train.data.pipeline import PromptValues, RowPipeline, to_document
+from ms4_train.data.pipeline import RowPipeline, to_document
 from ms4_train.data.row_survey import SourceCounts, Survey
 from ms4_train.data.rows import Document
 from ms4_train.data.sources import iter_rows
@@ -74,7 +74,6 @@ class PreparedData:
     validation: list[DocumentStore]
     is_streaming: bool
     """Whether training rows are read during the run."""
-    prompt_values: PromptValues | None = None
 
     def fingerprint(self) -> str:
         """Identity of the training rows and of everything that decides their order, for resuming."""
@@ -98,9 +97,7 @@ class PreparedData:
         self.survey.require_trainable()
 
 
-def prepare(
-    section: DataSection, tokenizer: ChatTokenizer, *, prompt_values: PromptValues | None = None, progress: Progress | None = None
-) -> PreparedData:
+def prepare(section: DataSection, tokenizer: ChatTokenizer, *, progress: Progress | None = None) -> PreparedData:
     """Read every training and validation source.
 
     Bad rows are recorded in the survey, not raised; ``PreparedData.require_usable`` decides about them.
@@ -117,17 +114,17 @@ def prepare(
     for source in section.train:
         counts = SourceCounts(source.path, source.weight, is_sample=is_streaming)
         survey.sources.append(counts)
-        pipeline = RowPipeline(source, section, tokenizer, prompt_values=prompt_values)
+        pipeline = RowPipeline(source, section, tokenizer)
         kept, held_out = _read_source(pipeline, counts, survey, fraction, STREAM_SAMPLE_ROWS if is_streaming else None, progress)
         train.append(DocumentStore([] if is_streaming else kept))
         validation.append(DocumentStore(held_out))
     for source in section.validation:
         counts = SourceCounts(source.path, source.weight, is_sample=source.streaming)
         survey.validation.append(counts)
-        pipeline = RowPipeline(source, section, tokenizer, prompt_values=prompt_values)
+        pipeline = RowPipeline(source, section, tokenizer)
         kept, _ = _read_source(pipeline, counts, survey, 0.0, STREAM_SAMPLE_ROWS if source.streaming else None, progress)
         validation.append(DocumentStore(kept))
-    return PreparedData(section, survey, train, [store for store in validation if len(store)], is_streaming, prompt_values)
+    return PreparedData(section, survey, train, [store for store in validation if len(store)], is_streaming)
 
 
 def _read_source(

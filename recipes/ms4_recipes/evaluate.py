@@ -46,6 +46,7 @@ def run(config: EvalRun) -> Path:
     """
     console = Console()
     plans = make_plans(build_tasks(config.tasks), config.modes)
+    require_usable_store(Path(config.store))
     model, tokenizer, identity = load_model_under_test(config.model)
     record = RunRecord(label=config.label or default_label(config.model), model=identity, seed=config.seed)
     client = EngineClient(
@@ -70,6 +71,17 @@ def run(config: EvalRun) -> Path:
     console.print(f"report: {text_path}", highlight=False, markup=False, soft_wrap=True)
     _refuse_errors(plans, report, config.store)
     return path
+
+
+def require_usable_store(path: Path) -> None:
+    """Refuse a store that cannot be gone on with before a large model is read; none at all is fine, and none is made.
+
+    Raises:
+        EvaluationError: the file is not a results store of this version, or another process writes to it.
+    """
+    if path.exists():
+        with ResultStore.open(path):
+            pass
 
 
 def load_model_under_test(section: ModelSection) -> tuple[Mistral4ForCausalLM, ChatTokenizer, dict[str, Any]]:

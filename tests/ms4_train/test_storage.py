@@ -64,6 +64,13 @@ def test_missing_folder_is_one_typed_error(tmp_path):
         atomic_write_bytes(tmp_path / "absent" / "a", b"x")
 
 
+def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
+    (tmp_path / "out").write_text("")
+    for folder in (tmp_path / "out", tmp_path / "out" / "inner"):
+        with pytest.raises(StorageError, match="out.*: a file stands where a folder is needed. Fix: move that file"), storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"old")

@@ -20,13 +20,8 @@ from ms4_evals.store.records import GradedSample
 
 _CLIPPED_CHARACTERS = 4000
 
-# (heading, key of the length)
-_LENGTH_COLUMNS = (
-    ("thinking, characters", "thinking_chars"),
-    ("answer, characters", "answer_chars"),
-    ("tokens in all", "total_tokens"),
-)
-_HEADINGS = ("score %", *(heading for heading, _ in _LENGTH_COLUMNS), "cut off", "no answer")
+_PARTS = ("thinking", "answer")
+_HEADINGS = ("score %", *_PARTS, "cut off", "no answer")
 
 
 def render_page(boards: Sequence[Board], plot: bytes) -> str:
@@ -44,7 +39,8 @@ def render_page(boards: Sequence[Board], plot: bytes) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Leaderboard</title>',
         f"<style>{STYLE}</style></head><body><main><h1>Leaderboard</h1>",
-        "<p>Scores in both reasoning modes, with 95 % intervals clustered by problem, beside the mean length of what was written."
+        "<p>Scores in both reasoning modes, with 95 % intervals clustered by problem, beside the mean length of thinking and of the final answer:"
+        " characters, and tokens below them."
         " Only scores whose problems, prompts, grader and sampling are equal stand in one column. Click a heading to sort.</p>",
         f'<figure><img alt="Score against output length; the same numbers stand in the tables below."'
         f' src="data:image/png;base64,{image}"></figure>',
@@ -94,18 +90,19 @@ def _row_html(board: Board, row: Row) -> str:
 def _cell_html(summary: Summary) -> list[str]:
     value = summary.score.value if summary.is_complete and summary.score else None
     cells = [_number(value, score_text(summary), "group-start strong")]
-    for _, name in _LENGTH_COLUMNS:
-        length = mean_length(summary, name)
-        cells.append(_number(length, length_text(length)))
+    for part in _PARTS:
+        characters, tokens = (mean_length(summary, f"{part}_{unit}") for unit in ("chars", "tokens"))
+        cells.append(_number(characters, length_text(characters), below="" if tokens is None else f"{length_text(tokens)} tokens"))
     counts = [summary.verdicts["truncated"], summary.verdicts["no-answer"]]
     return cells + [_number(count, str(count)) for count in counts]
 
 
-def _number(value: float | None, text: str, css: str = "") -> str:
-    """A cell that sorts by its value; cells without one sort last."""
+def _number(value: float | None, text: str, css: str = "", *, below: str = "") -> str:
+    """A cell that sorts by its value, with the interval of its text or ``below`` under it; cells without a value sort last."""
     attribute = "" if value is None else f' data-value="{value!r}"'
     first, space, interval = safe(text).partition(" [")
-    tail = f'<span class="interval">[{interval}</span>' if space else ""
+    under = f"[{interval}" if space else safe(below)
+    tail = f'<span class="below">{under}</span>' if under else ""
     return f'<td class="{css}"{attribute}>{first}{tail}</td>'
 
 

@@ -16,9 +16,9 @@ p { max-width: 80ch; } .facts { color: var(--faint); font-size: 12.5px; font-wei
 figure { margin: 18px 0; } figure img { max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: 6px; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; }
 th, td { padding: 6px 9px; border-bottom: 1px solid var(--line); text-align: right; }
-th { font-weight: 600; vertical-align: bottom; } .left { text-align: left; min-width: 130px; overflow-wrap: anywhere; }
+th { font-weight: 600; vertical-align: bottom; } .left { text-align: left; min-width: 190px; overflow-wrap: anywhere; }
 .strong { font-weight: 600; } td { white-space: pre-line; }
-.interval { display: block; color: var(--faint); font-size: 12px; font-weight: normal; white-space: nowrap; }
+.below { display: block; color: var(--faint); font-size: 12px; font-weight: normal; white-space: nowrap; }
 .group { text-align: center; border-left: 2px solid var(--line); }
 .group-start { border-left: 2px solid var(--line); }
 tbody tr:hover { background: var(--soft); }

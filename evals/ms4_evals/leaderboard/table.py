@@ -15,9 +15,9 @@ from ms4_evals.statistics.summary import Summary
 def board_table(board: Board) -> Table:
     """One board as a table that fits 100 characters with two modes.
 
-    A cell holds the score with its interval, mean characters of thinking and of the answer, mean tokens of both, and what went unanswered.
+    A cell holds the score with its interval, mean characters and mean tokens of thinking and of the answer, and what went unanswered.
     """
-    caption = f"board {board.board_id[:12]}, grader {board.grader_id}; intervals at 95 %, clustered by problem; lengths are means"
+    caption = f"board {board.board_id[:12]}, grader {board.grader_id}; intervals at 95 %, clustered by problem; lengths: thinking + answer, means"
     table = Table(title=Text(board.title), caption=Text(caption), title_style="bold", caption_justify="left", show_lines=True)
     table.add_column("model", overflow="fold")
     for column in board.columns:
@@ -60,17 +60,18 @@ def length_text(value: float | None) -> str:
 
 def _heading(column: Column) -> str:
     temperature, limit = column.sampling.get("temperature"), column.sampling.get("max_tokens")
-    return f"{column.heading}: score %\ntemperature {temperature},\nat most {limit:,} tokens\n{column.column_id[:12]}"
+    return f"{column.mode}: score %\ntemperature {temperature},\nat most {limit:,} tokens\n{column.column_id[:12]}"
 
 
 def _cell_text(cell: Cell | None) -> Text:
     if cell is None:
         return Text("-")
     summary = cell.summary
-    thinking, answer, tokens = (length_text(mean_length(summary, name)) for name in ("thinking_chars", "answer_chars", "total_tokens"))
     text = Text(score_text(summary), style="bold")
-    text.append(f"\n{thinking} + {answer} characters\n{tokens} tokens", style="not bold")
-    truncated, silent = summary.verdicts["truncated"], summary.verdicts["no-answer"]
-    if truncated or silent:
-        text.append(f"\n{truncated} cut off, {silent} no answer", style="not bold yellow")
+    for unit in ("chars", "tokens"):
+        thinking, answer = (length_text(mean_length(summary, f"{part}_{unit}")) for part in ("thinking", "answer"))
+        text.append(f"\n{unit} {thinking} + {answer}", style="not bold")
+    for verdict, words in (("truncated", "cut off"), ("no-answer", "no answer")):
+        if summary.verdicts[verdict]:
+            text.append(f"\n{summary.verdicts[verdict]:,} {words}", style="not bold yellow")
     return text

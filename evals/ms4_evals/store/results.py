@@ -23,7 +23,7 @@ from typing import Any, Self, cast
 from ms4_evals.graders.integer import Grade
 from ms4_evals.store.lock import exclusive_lock
 from ms4_evals.store.records import Evaluation, GradedSample, PlannedProblem, RunRecord, Sample
-from ms4_evals.store.schema import connect, database_errors
+from ms4_evals.store.schema import connect, database_errors, not_a_store
 from ms4_evals.tasks.base import MODES, Mode
 from ms4_train.errors import EvaluationError
 from ms4_train.untrusted import parse_json
@@ -55,6 +55,8 @@ class ResultStore:
             StorageError: the file cannot be written.
         """
         path = Path(path)
+        if path.is_dir():
+            raise not_a_store(path)  # before a lock file is laid beside it
         with exclusive_lock(path.with_name(path.name + ".lock")):
             connection = connect(path, writable=True)
             try:

@@ -79,7 +79,7 @@ def database_errors(path: Path) -> Iterator[None]:
         raise StorageError(f"the store cannot be used ({error}).", file=path, fix="check the folder and its permissions.") from error
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
-            raise _not_a_store(path) from error
+            raise not_a_store(path) from error
         raise EvaluationError(f"the store is damaged ({error}).", file=path, fix="restore the file, or name a new store.") from error
 
 
@@ -92,7 +92,7 @@ def _prepare(connection: sqlite3.Connection, path: Path, writable: bool) -> None
     if not is_empty or not writable:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if application != APPLICATION_ID:
-            raise _not_a_store(path)
+            raise not_a_store(path)
         if version != SCHEMA_VERSION:
             raise EvaluationError(
                 f"the store has layout {version}; this program reads layout {SCHEMA_VERSION}.", file=path, fix="name a new store."
@@ -108,5 +108,6 @@ def _prepare(connection: sqlite3.Connection, path: Path, writable: bool) -> None
         )
 
 
-def _not_a_store(path: Path) -> EvaluationError:
+def not_a_store(path: Path) -> EvaluationError:
+    """The error for a path that holds something else."""
     return EvaluationError("this file is not a results store.", file=path, fix="name the SQLite file of an `ms4 eval`.")

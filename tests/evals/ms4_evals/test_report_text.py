@@ -27,7 +27,7 @@ def test_what_a_report_says(tmp_path):
     for phrase in (
         "Arithmetic, digits, 6 steps, 5 held-out problems",
         "high - none",
-        "95.0 % interval",
+        "95 % interval",
         "pass@k",
         "cons@k",
         "second opinion",

@@ -149,6 +149,22 @@ def test_answers_that_utf8_cannot_hold_are_stored(tmp_path):
     assert none[0].answer == "? \\boxed{1}"
 
 
+def test_a_box_in_the_thinking_is_no_answer(tmp_path):
+    """Only the final answer is graded: the right box inside the thinking, and none or a wrong one after it."""
+
+    class Boxes(RuleClient):
+        def _answer(self, request):
+            thinking = f"so \\boxed{{{self._golds[request.problem_id]}}}"
+            return dataclasses.replace(
+                super()._answer(request), thinking=thinking, answer="\\boxed{-1}" if request.sample_index else "done"
+            )
+
+    _, report, (_, high) = run(tmp_path / "r.sqlite", Boxes(TASKS))
+    assert {(sample.sample_index, sample.verdict, sample.extracted) for sample in high} == {(0, "no-answer", None), (1, "wrong", "-1")}
+    assert {sample.opinion for sample in high} == {"wrong"}
+    assert report["tasks"][0]["modes"][1]["verdicts"]["no-answer"] == 6
+
+
 def test_a_plan_holds_the_task_it_came_from():
     plans = make_plans(TASKS, both_modes())
     assert all(isinstance(plan, Plan) and plan.task is TASKS[0] for plan in plans)

@@ -75,7 +75,10 @@ def test_differences_of_nested_values():
         ("a[1].b", 2, 3),
         ("c.d", "absent", None),
     ]
-    assert differing_keys({"a": None, "b": [1, 2]}, {"a": {"r": 8, "s": 1}, "b": [1]}) == [("a", None, {"r": 8, "s": 1}), ("b[1]", 2, "absent")]
+    assert differing_keys({"a": None, "b": [1, 2]}, {"a": {"r": 8, "s": 1}, "b": [1]}) == [
+        ("a", None, {"r": 8, "s": 1}),
+        ("b[1]", 2, "absent"),
+    ]
 
 
 def test_long_values_are_shortened():

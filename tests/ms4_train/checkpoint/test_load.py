@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.run_state import assert_same_state, exported, small_engine, train_small
 
-from ms4_train.checkpoint.load import find_saved_run
+from ms4_train.checkpoint.load import find_saved_run, restart_after
 from ms4_train.checkpoint.manifest import FileSum, canonical_json, write_manifest
 from ms4_train.checkpoint.save import save_run_state
 from ms4_train.errors import CheckpointError
@@ -210,7 +210,9 @@ def test_a_named_folder_is_taken_or_refused_but_never_replaced(tmp_path, caplog)
     assert_same_state(exported(engine), states[1])
     with pytest.raises(CheckpointError, match="name one of"):
         find_saved_run(root, str(root / "step-000007"), Mesh())
-    with pytest.raises(CheckpointError, match="resume_from_checkpoint: this folder is not a checkpoint: it holds no MANIFEST.json. Fix: name"):
+    with pytest.raises(
+        CheckpointError, match="resume_from_checkpoint: this folder is not a checkpoint: it holds no MANIFEST.json. Fix: name"
+    ):
         find_saved_run(root, str(tmp_path), Mesh())
     flip(root / "step-000001" / "state.json", 3)
     with pytest.raises(CheckpointError, match="damaged"):

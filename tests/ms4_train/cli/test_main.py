@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import resource
@@ -142,6 +143,17 @@ def test_errors_become_exit_codes(monkeypatch, capsys, error, code, text):
         main([])
     assert caught.value.code == code
     assert capsys.readouterr().err.startswith(text)
+
+
+def test_warnings_say_that_they_are_warnings(monkeypatch, capsys):
+    def warn(**_):
+        logging.getLogger("ms4_train.some.module").warning("step-000006 is damaged.")
+
+    monkeypatch.setattr("ms4_train.cli.main.app", warn)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own
+    with pytest.raises(SystemExit, match="0"):
+        main([])
+    assert capsys.readouterr().err == "warning: step-000006 is damaged.\n"
 
 
 def test_a_defect_of_ours_shows_a_traceback(monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,18 @@ from support.tokenizers import tiny_tokenizer
 
 from ms4_train.chat import ChatTokenizer, EncodedRow
 from ms4_train.config.schema import DataSection, DatasetSource, FieldMap
-from ms4_train.data.pipeline import Outcome, PromptValues, RowPipeline, to_document
+from ms4_train.data.pipeline import Outcome, RowPipeline, to_document
 from ms4_train.data.rows import OVERLONG, RawRow
 from ms4_train.errors import DataError, UntrustedInputError
 
-VALUES = PromptValues("Mini", datetime.date(2025, 5, 6))
+VALUES = {"system_prompt_name": "Mini", "system_prompt_date": "2025-05-06"}
 
 
 def process(
-    value: Any, *, max_length: int = 500, tokenizer: ChatTokenizer | None = None, values: PromptValues | None = None, **fields: Any
+    value: Any, *, max_length: int = 500, tokenizer: ChatTokenizer | None = None, values: dict[str, str] | None = None, **fields: Any
 ) -> Outcome:
     source = DatasetSource(path="a.jsonl", **fields)
-    pipeline = RowPipeline(source, DataSection(train=[source], max_length=max_length), tokenizer or tiny_tokenizer(), prompt_values=values)
+    pipeline = RowPipeline(source, DataSection(train=[source], max_length=max_length, **(values or {})), tokenizer or tiny_tokenizer())
     return pipeline.process(RawRow("a.jsonl", 1, value))
 
 
@@ -64,8 +63,12 @@ def test_a_system_prompt_from_a_file(tmp_path: Path) -> None:
 
 
 def test_dates_are_never_made_up() -> None:
-    with pytest.raises(DataError, match=r"\{today\}"):
+    with pytest.raises(DataError, match=r"data.system_prompt_date: .* names a date"):
         process(chat("q", "a"), system_prompt="Today is {today}.")
+    with pytest.raises(DataError, match="2025-02-30 is no date"):
+        process(chat("q", "a"), system_prompt="Today is {today}.", values={"system_prompt_date": "2025-02-30"})
+    named = process(chat("q", "a"), system_prompt="You are {name}.")  # a name needs no date
+    assert "[SYSTEM_PROMPT]You are Mistral-Small-4-119B-2603.[/SYSTEM_PROMPT]" in text_of(named)
 
 
 def test_too_long_rows() -> None:

@@ -67,6 +67,6 @@ def test_length_of_a_run():
 
 def test_due_steps():
     due = [done for done in range(1, 13) if is_due("steps", 5, 4, done, last=12)]
-    assert due == [5, 10]
+    assert due == [5, 10, 12], "the last step is always due"
     assert [done for done in range(1, 13) if is_due("epoch", 5, 4, done, last=12)] == [4, 8, 12]
     assert not any(is_due("no", 1, 1, done, last=12) for done in range(1, 13))

@@ -107,6 +107,23 @@ def test_what_cannot_be_used_is_one_clear_error(model, tmp_path):
     assert not store.exists(), "nothing is begun that cannot be done"
 
 
+def test_a_store_that_cannot_be_used_is_refused_before_the_model_is_read(model, tmp_path):
+    """The model's folder holds no weights here, and yet it is the store that is named."""
+    weightless = tmp_path / "model"
+    weightless.mkdir()
+    text = tmp_path / "notes.txt"
+    text.write_text("not a database")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for store in (text, folder):
+        with pytest.raises(EvaluationError, match="not a results store"):
+            evaluate.run(eval_run(weightless, store))
+    assert not (tmp_path / "folder.lock").exists()
+    assert text.read_text() == "not a database"
+    with ResultStore.open(tmp_path / "busy.sqlite"), pytest.raises(EvaluationError, match="another evaluation"):
+        evaluate.run(eval_run(weightless, tmp_path / "busy.sqlite"))
+
+
 def test_a_request_that_does_not_fit_is_refused_before_the_first_sample(model, tmp_path):
     store = tmp_path / "r.sqlite"
     with pytest.raises(EngineError, match="max_context"):

@@ -14,7 +14,7 @@ from transformers.optimization import get_cosine_schedule_with_warmup
 from ms4_recipes import sft
 from ms4_train.adapters import load_adapter
 from ms4_train.data import build_eval_batches, build_loader
-from ms4_train.errors import AdapterError, ConfigError, DataError, MS4Error, StorageError, TrainingError
+from ms4_train.errors import AdapterError, CheckpointError, ConfigError, DataError, MS4Error, StorageError, TrainingError
 from ms4_train.weights import load_model
 
 TARGETS = {"target_modules": ["q_b_proj", "o_proj"], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
@@ -177,6 +177,9 @@ def test_metrics_of_every_step(folder, plain):
 def test_refusals_come_before_the_first_step(folder, changes, error, message):
     row = {"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "", "reasoning_content": "2"}]}
     (folder / "thinking.jsonl").write_text(json.dumps({**row, "reasoning_effort": "high"}) + "\n")
+    for name in ("config.json", "tekken.json"):  # a model without weights: what is refused there is refused before they are read
+        (folder / "tokenizer_only").mkdir(exist_ok=True)
+        shutil.copy(folder / "base" / name, folder / "tokenizer_only" / name)
     filled = json.loads(json.dumps(changes).replace("{folder}", str(folder)))
     with pytest.raises(error, match=message):
         sft.run(sft_run(folder, "refused", **filled))
@@ -189,6 +192,26 @@ def test_streams_need_a_number_of_steps(folder):
         sft.run(sft_run(folder, "stream", data={"train": [source]}, training={"max_steps": -1}))
     sft.run(sft_run(folder, "stream", data={"train": [source]}, training={"max_steps": 2}))
     assert list(metrics(folder, "stream")) == [1, 2]
+
+
+def test_a_refused_resume_leaves_the_run_s_own_checkpoints_in_place(folder):
+    """Naming another run's checkpoint by mistake must not cost this run its own later ones."""
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    sft.run(sft_run(folder, "mine", training={**saving, "max_steps": 4}))
+    sft.run(sft_run(folder, "theirs", training={**saving, "max_steps": 2}, data={"max_length": 128}))
+    theirs = str(folder / "theirs" / "checkpoints" / "step-000002")
+    with pytest.raises(CheckpointError, match="another run"):
+        sft.run(sft_run(folder, "mine", training={**saving, "max_steps": 6, "resume_from_checkpoint": theirs}))
+    assert sorted(path.name for path in (folder / "mine" / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
+    sft.run(sft_run(folder, "mine", training={**saving, "max_steps": 6, "resume_from_checkpoint": "never"}))
+    names = {path.name for path in (folder / "mine" / "checkpoints").iterdir()}
+    assert names == {"step-000002.superseded", "step-000004.superseded", "step-000004", "step-000006"}
+
+
+def test_a_run_shorter_than_an_epoch_is_validated_at_its_end(folder):
+    changes = {"data": {"validation_fraction": 0.2}, "training": {"max_steps": 2, "eval_strategy": "epoch"}}
+    sft.run(sft_run(folder, "short", **changes))
+    assert list(metrics(folder, "short", "eval_loss")) == [2]
 
 
 def test_epochs_become_steps(folder):

@@ -82,13 +82,26 @@ def test_the_normal_interval_is_the_textbook_one():
 
 
 def test_pairing_narrows_the_interval():
-    """Two modes that differ by the same amount on problems of very different difficulty: the difference is known exactly."""
-    none = list(np.linspace(0.0, 0.8, 20))
-    high = [value + 0.2 for value in none]
+    """Two modes that differ by almost the same amount on problems of very different difficulty: the difference is known almost exactly."""
+    none = list(np.linspace(0.0, 0.75, 20))
+    high = [value + 0.2 + 0.01 * (index % 2) for index, value in enumerate(none)]
     result = paired_difference(high, none, confidence=0.95, resamples=500, seed=0)
-    assert (result.low, result.high) == pytest.approx((0.2, 0.2), abs=1e-9)
+    assert (result.low, result.high) == pytest.approx((0.205, 0.205), abs=0.004)
+    assert result.method == "bootstrap"
     shuffled = paired_difference(high, none[::-1], confidence=0.95, resamples=500, seed=0)
     assert shuffled.high - shuffled.low > 0.2
+
+
+@pytest.mark.parametrize(("high", "none"), [(1.0, 0.0), (0.0, 0.0), (1.0, 1.0)])
+def test_a_difference_without_spread_still_has_an_interval(high, none):
+    """Ten problems that all go the same way do not prove that the next one will: the interval is Newcombe's, from both Wilson intervals."""
+    result = paired_difference([high] * 10, [none] * 10, confidence=0.95, resamples=200, seed=0)
+    share = 1.959963984540054**2 / (10 + 1.959963984540054**2)  # how far Wilson's interval reaches from 0 of 10, or from 10 of 10
+    below = math.hypot(share if high == 1 else 0, share if none == 0 else 0)
+    above = math.hypot(share if high == 0 else 0, share if none == 1 else 0)
+    assert result.value == high - none
+    assert (result.low, result.high) == pytest.approx((high - none - below, high - none + above), abs=1e-9)
+    assert (result.method, result.normal_low) == ("wilson", None)
 
 
 def test_the_bootstrap_is_seeded_and_does_not_depend_on_its_chunks(monkeypatch):

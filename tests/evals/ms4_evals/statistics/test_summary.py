@@ -99,9 +99,9 @@ def test_the_modes_are_compared_problem_by_problem_and_only_when_complete(evalua
         return summarise(evaluation, samples, confidence=0.95)
 
     complete = summary(none, [[1, 0], [0, 0]])
-    difference = compare_modes(summary(high, [[1, 1], [1, 0]]), complete, confidence=0.95, resamples=200, seed=0)
+    difference = compare_modes(summary(high, [[1, 1], [1, 1]]), complete, confidence=0.95, resamples=200, seed=0)
     assert difference is not None
-    assert (difference.value, difference.low, difference.high) == (0.5, 0.5, 0.5)
+    assert (difference.value, difference.low, difference.high) == (0.75, 0.5, 1.0)
     part = summarise(high, [graded(high, 0, 0, "correct")], confidence=0.95)
     assert compare_modes(part, complete, confidence=0.95, resamples=200, seed=0) is None
 
