@@ -10,8 +10,6 @@ import hashlib
 import json
 from pathlib import Path
 
-_CHUNK_BYTES = 1 << 20
-
 
 def content_hash(value: object) -> str:
     """SHA-256 in hexadecimal of a JSON value, independent of the order of its keys."""
@@ -21,11 +19,8 @@ def content_hash(value: object) -> str:
 
 def file_hash(path: Path) -> str:
     """SHA-256 in hexadecimal of a file."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sample_seed(run_seed: int, problem_id: str, sample_index: int, mode: str) -> int:

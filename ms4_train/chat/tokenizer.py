@@ -23,7 +23,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.tokens.tokenizers.model_settings_builder import ModelSettingsBuilder
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
-from ms4_train.chat.derive import MAX_TOKENIZER_BYTES
+from ms4_train.chat.derive import MAX_TOKENIZER_BYTES, NUM_BYTES
 from ms4_train.chat.encode import EncodedRow, RowEncoder, Turns
 from ms4_train.chat.messages import read_prompt, read_row
 from ms4_train.chat.request import to_request
@@ -87,11 +87,27 @@ class ChatTokenizer:
                 fix="give the tekken.json of Mistral Small 4.",
             )
         try:
-            return cls(_build_tekken(data, path), path)
+            tokenizer = cls(_build_tekken(data, path), path)
         # mistral-common checks a file with asserts and plain ValueErrors.
         except (AssertionError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:200] or "its tokens do not fit together"
             raise TokenizerError(f"cannot be used ({reason}).", file=path, fix="get the file again from its source.") from None
+        tokenizer._check_modes()
+        return tokenizer
+
+    def _check_modes(self) -> None:
+        """Refuse a file whose settings do not tell the two modes apart: both would be trained on the same prompts."""
+        try:
+            differ = self._preamble("", "none") != self._preamble("", "high")
+        except (RowError, ValueError):
+            differ = False
+        if not differ:
+            raise TokenizerError(
+                "cannot express reasoning_effort none and high.",
+                file=self.path,
+                key="model_settings_builder",
+                fix="give the tekken.json of Mistral Small 4.",
+            )
 
     @property
     def vocab_size(self) -> int:
@@ -248,6 +264,10 @@ class ChatTokenizer:
 
 def _build_tekken(data: dict[str, Any], path: Path) -> Tekkenizer:
     config = data["config"]
+    if config["default_vocab_size"] - config["default_num_special_tokens"] < NUM_BYTES:
+        raise ValueError(f"it keeps fewer than the {NUM_BYTES} single bytes")
+    if not config["pattern"]:
+        raise ValueError("its pattern is empty")
     for entry in data["vocab"][: config["default_vocab_size"] - config["default_num_special_tokens"]]:
         # mistral-common decodes leniently, so a damaged entry would become another token, or an empty one.
         if not base64.b64decode(entry["token_bytes"], validate=True):

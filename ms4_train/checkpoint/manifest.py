@@ -22,7 +22,6 @@ MANIFEST_NAME = "MANIFEST.json"
 MAX_JSON_BYTES = 1 << 30
 _FORMAT = "ms4-run-state"
 _VERSION = 1
-_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,5 @@ def _damaged(path: Path, what: str) -> CheckpointError:
 
 
 def _sum_of(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as handle:
-        while block := handle.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -74,11 +74,11 @@ def leaderboard(
     from ms4_evals.leaderboard.table import board_table
 
     boards = collect_boards(stores)
+    written = publish(boards, out)  # before the table, so that `... | head` has its files too
     console = Console()
     for board in boards:
         console.print(board_table(board))
         console.print()
-    written = publish(boards, out)
     for path in (written.page, written.plot, written.values):
         typer.echo(path)
 

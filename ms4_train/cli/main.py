@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _mark_warnings() -> None:
-    """Warnings of ours (a damaged checkpoint, a changed key) go to stderr as ``warning: ...``, so that they are seen among progress lines."""
+    """Warnings (a damaged checkpoint, a changed key) go to stderr as ``warning: ...``, so that they stand out among progress lines."""
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(logging.Formatter("warning: %(message)s"))
 

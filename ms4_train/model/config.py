@@ -221,8 +221,10 @@ def _check_types(instance: TextConfig | RopeParameters, prefix: str) -> None:
         if value is None and str(item.type).endswith("None"):
             continue
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if expected == "float" and not (is_number and (value > 0 or item.name in _MAY_BE_ZERO)):
-            _refuse(f"must be a {'' if item.name in _MAY_BE_ZERO else 'positive '}number, got {value!r}.", prefix + item.name)
+        if expected == "float" and not is_number:
+            _refuse(f"must be a number, got {value!r}.", prefix + item.name)
+        if isinstance(value, float | int) and expected == "float" and value <= 0 and item.name not in _MAY_BE_ZERO:
+            _refuse(f"must be above 0, got {value!r}.", prefix + item.name)
         smallest = 0 if item.name.endswith("_token_id") else 1
         if expected == "int" and not (is_number and isinstance(value, int) and smallest <= value <= _MAX_SIZE):
             _refuse(f"must be an integer from {smallest} to {_MAX_SIZE}, got {value!r:.40}.", prefix + item.name)

@@ -17,7 +17,7 @@ from ms4_train.errors import CheckpointError
 from ms4_train.parallel.adamw import set_learning_rate
 from ms4_train.parallel.deepspeed_setup import initialize
 from ms4_train.parallel.deepspeed_state import ZeroState
-from ms4_train.parallel.engine import ParameterState
+from ms4_train.parallel.interface import ParameterState
 from ms4_train.parallel.local import not_finite
 from ms4_train.parallel.mesh import Mesh
 from ms4_train.parallel.parameters import (

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ms4_train.config.schema import TrainingSection
 from ms4_train.errors import TrainingError
 from ms4_train.parallel.adamw import make_adamw, set_fresh_state, set_learning_rate
-from ms4_train.parallel.engine import ParameterState
+from ms4_train.parallel.interface import ParameterState
 from ms4_train.parallel.mesh import Mesh
 from ms4_train.parallel.parameters import STATE_TENSORS, checked_state, expert_parameters, gather_experts, trained_parameters
 

@@ -16,6 +16,7 @@ from ms4_train.config.schema import TrainingSection
 from ms4_train.data import Survey
 from ms4_train.errors import TrainingError
 from ms4_train.model import Mistral4ForCausalLM
+from ms4_train.training.schedule import warmup_steps
 
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 
@@ -95,7 +96,7 @@ def announcement(
     yield f"  {_steps(length)}"
     tokens = length.rows_per_step * length.max_length
     yield f"  {_count(length.rows_per_step, 'packed row')} per step, at most {tokens:,} tokens"
-    yield f"  learning rate {training.learning_rate:g}, {training.lr_scheduler_type}"
+    yield f"  learning rate {training.learning_rate:g}, {training.lr_scheduler_type}{_warmup(training, length.total_steps)}"
 
 
 def _steps(length: RunLength) -> str:
@@ -109,6 +110,13 @@ def _steps(length: RunLength) -> str:
         epochs = length.total_steps * length.rows_per_step / length.rows_per_epoch
         text += f"; {_count(length.rows_per_epoch, 'packed row')} per epoch, {epochs:.2f} epochs in all"
     return text
+
+
+def _warmup(training: TrainingSection, total: int) -> str:
+    steps = warmup_steps(training, total)
+    if steps >= total:
+        return f", warm-up over {_count(steps, 'step')}: THE RUN ENDS BEFORE THIS RATE IS REACHED"
+    return f", warm-up over {_count(steps, 'step')}" if steps else ""
 
 
 def _count(number: int, noun: str) -> str:

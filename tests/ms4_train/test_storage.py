@@ -67,7 +67,7 @@ def test_missing_folder_is_one_typed_error(tmp_path):
 def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
     (tmp_path / "out").write_text("")
     for folder in (tmp_path / "out", tmp_path / "out" / "inner"):
-        with pytest.raises(StorageError, match="out.*: a file stands where a folder is needed. Fix: move that file"), storage_errors(folder):
+        with pytest.raises(StorageError, match=r"out.*: a file stands where a folder is needed\. Fix: move"), storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
 

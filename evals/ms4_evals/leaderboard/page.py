@@ -39,8 +39,8 @@ def render_page(boards: Sequence[Board], plot: bytes) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Leaderboard</title>',
         f"<style>{STYLE}</style></head><body><main><h1>Leaderboard</h1>",
-        "<p>Scores in both reasoning modes, with 95 % intervals clustered by problem, beside the mean length of thinking and of the final answer:"
-        " characters, and tokens below them."
+        "<p>Scores in both reasoning modes, with 95 % intervals clustered by problem, beside the mean length of thinking and of the final"
+        " answer: characters, and tokens below them."
         " Only scores whose problems, prompts, grader and sampling are equal stand in one column. Click a heading to sort.</p>",
         f'<figure><img alt="Score against output length; the same numbers stand in the tables below."'
         f' src="data:image/png;base64,{image}"></figure>',

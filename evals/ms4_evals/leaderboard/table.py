@@ -17,7 +17,9 @@ def board_table(board: Board) -> Table:
 
     A cell holds the score with its interval, mean characters and mean tokens of thinking and of the answer, and what went unanswered.
     """
-    caption = f"board {board.board_id[:12]}, grader {board.grader_id}; intervals at 95 %, clustered by problem; lengths: thinking + answer, means"
+    caption = (
+        f"board {board.board_id[:12]}, grader {board.grader_id}; intervals at 95 %, clustered by problem; lengths: thinking + answer, means"
+    )
     table = Table(title=Text(board.title), caption=Text(caption), title_style="bold", caption_justify="left", show_lines=True)
     table.add_column("model", overflow="fold")
     for column in board.columns:

@@ -125,7 +125,5 @@ def _question_and_gold(row: Any, origin: str | Path, line: int | None) -> tuple[
     answer = row.get("answer")
     digits = str(answer).strip() if isinstance(answer, int | str) and not isinstance(answer, bool) else ""
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 3):
-        raise EvaluationError(
-            "is not an integer from 0 to 999.", file=origin, line=line, key="answer", fix="correct the row's answer."
-        )
+        raise EvaluationError("is not an integer from 0 to 999.", file=origin, line=line, key="answer", fix="correct the row's answer.")
     return question.removesuffix(_FOREIGN_INSTRUCTION).strip(), str(int(digits))

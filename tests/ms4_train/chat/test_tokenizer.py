@@ -47,14 +47,20 @@ CHANGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "no size": lambda data: data["config"].pop("default_vocab_size"),
     "a size that is text": lambda data: data["config"].update(default_vocab_size="many"),
     "a pattern that is none": lambda data: data["config"].update(pattern="(("),
+    "an empty pattern": lambda data: data["config"].update(pattern=""),
+    "fewer tokens than bytes": lambda data: data["config"].update(default_vocab_size=100),
+    "settings without modes": lambda data: data.update(model_settings_builder={}),
+    "one mode only": lambda data: data["model_settings_builder"]["reasoning_effort"].update(values=["none"]),
+    "two ranks exchanged": lambda data: (data["vocab"][5].update(rank=6), data["vocab"][6].update(rank=5)),
     "no config": lambda data: data.pop("config"),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_damaged_files_are_refused(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    with pytest.raises(TokenizerError, match=r"tekken\.json.*Fix"):
+    with pytest.raises(TokenizerError, match=r"tekken\.json.*Fix") as caught:
         ChatTokenizer.from_file(changed_file(tmp_path, change))
+    assert "()" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{", "{}", '{"config": {}, "vocab": []}', '{"a": 1, "a": 2}'])

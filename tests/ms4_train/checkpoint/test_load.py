@@ -211,7 +211,7 @@ def test_a_named_folder_is_taken_or_refused_but_never_replaced(tmp_path, caplog)
     with pytest.raises(CheckpointError, match="name one of"):
         find_saved_run(root, str(root / "step-000007"), Mesh())
     with pytest.raises(
-        CheckpointError, match="resume_from_checkpoint: this folder is not a checkpoint: it holds no MANIFEST.json. Fix: name"
+        CheckpointError, match=r"resume_from_checkpoint: this folder is not a checkpoint: it holds no MANIFEST\.json\. Fix: name"
     ):
         find_saved_run(root, str(tmp_path), Mesh())
     flip(root / "step-000001" / "state.json", 3)

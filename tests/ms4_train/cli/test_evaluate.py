@@ -42,6 +42,18 @@ def test_from_a_file_to_a_leaderboard(files, capsys):
         assert (files / "out" / name).stat().st_size > 1000
 
 
+def test_a_reader_that_leaves_before_the_table_has_its_files_all_the_same(files, monkeypatch, capfd):
+    def leave(board):
+        raise BrokenPipeError
+
+    ms4(capfd, "eval", files / "run.yaml")
+    monkeypatch.setattr("ms4_evals.leaderboard.table.board_table", leave)
+    monkeypatch.setattr("ms4_train.cli.main._discard_stdout", lambda: None)  # this process needs its standard output
+    code, _, err = ms4(capfd, "leaderboard", files / "r.sqlite", "--out", files / "early")
+    assert (code, err) == (1, "")
+    assert {path.name for path in (files / "early").iterdir()} == {"leaderboard.html", "leaderboard.png", "leaderboard.json"}
+
+
 def test_the_list_of_tasks(capsys):
     code, out, _ = ms4(capsys, "eval", "--list")
     assert code == 0

@@ -67,3 +67,14 @@ def test_nothing_trained_is_refused():
     model.requires_grad_(False)
     with pytest.raises(TrainingError, match="no parameter"):
         TrainedParameters.of_model(model)
+
+
+def test_a_run_that_never_leaves_its_warm_up_says_so():
+    def rate(**keys):
+        length = RunLength(40, 0, 10, 4, 40, 128)
+        shown = announcement(TrainedParameters.of_model(tiny_model()), None, survey(), length, TrainingSection(**keys))
+        return next(line for line in shown if "learning rate" in line)
+
+    assert rate() == "  learning rate 1e-05, cosine"
+    assert rate(warmup_ratio=0.1) == "  learning rate 1e-05, cosine, warm-up over 4 steps"
+    assert rate(warmup_steps=40).endswith("warm-up over 40 steps: THE RUN ENDS BEFORE THIS RATE IS REACHED")
