@@ -18,7 +18,7 @@ from typing import Any
 from ms4_train.chat import ChatTokenizer
 from ms4_train.config.schema import DataSection
 from ms4_train.data.batch import PackedBatch, filler_batch, make_batch
-from ms4_train.data.order import MemoryOrder, StreamOrder, make_order
+from ms4_train.data.order import MemoryOrder, RowOrder, make_order
 from ms4_train.data.packing import Packer
 from ms4_train.data.preparation import PreparedData, prepare
 from ms4_train.data.rows import Document
@@ -35,7 +35,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        order: MemoryOrder | StreamOrder,
+        order: RowOrder,
         section: DataSection,
         *,
         batch_size: int,

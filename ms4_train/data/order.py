@@ -291,6 +291,6 @@ class StreamOrder:
             stream.load_state_dict(saved)
 
 
-def make_order(prepared: PreparedData, tokenizer: ChatTokenizer, seed: int) -> MemoryOrder | StreamOrder:
+def make_order(prepared: PreparedData, tokenizer: ChatTokenizer, seed: int) -> RowOrder:
     """The order that fits the sources."""
     return StreamOrder(prepared, tokenizer, seed) if prepared.is_streaming else MemoryOrder(prepared, seed)

@@ -15,7 +15,7 @@ from ms4_train.chat import ChatRow, ChatTokenizer, Message
 from ms4_train.errors import MS4Error, RowError, TokenizerError, UntrustedInputError
 
 
-def changed_file(folder: Path, change: Callable[[dict[str, Any]], None], name: str = "tekken.json") -> Path:
+def changed_file(folder: Path, change: Callable[[dict[str, Any]], object], name: str = "tekken.json") -> Path:
     data = json.loads(tokenizer_file(400).read_text())
     change(data)
     path = folder / name
@@ -35,7 +35,7 @@ def test_other_versions_are_refused_by_name(tmp_path: Path, version: str | None)
         ChatTokenizer.from_file(path)
 
 
-CHANGES: dict[str, Callable[[dict[str, Any]], None]] = {
+CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "no settings": lambda data: data.pop("model_settings_builder"),
     "no special tokens": lambda data: data.pop("special_tokens"),
     "no think token": lambda data: data["special_tokens"][34].update(token_str="[OTHER]"),
@@ -57,7 +57,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], None]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_damaged_files_are_refused(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def test_damaged_files_are_refused(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     with pytest.raises(TokenizerError, match=r"tekken\.json.*Fix") as caught:
         ChatTokenizer.from_file(changed_file(tmp_path, change))
     assert "()" not in str(caught.value)
