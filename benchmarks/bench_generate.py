@@ -1,8 +1,8 @@
 """Greedy generation of 64 tokens for 1 to 64 prompts, against transformers' ``generate`` with the same weights.
 
 Ours: ``Engine.generate`` over the latent cache. The peer: ``Mistral4ForCausalLM.generate(do_sample=False)`` with its default cache, on the
-same prompts of 34 to 66 tokens, padded on the left with an attention mask. No token ends an answer early, so both choose 64 tokens per prompt.
-The chosen tokens must be identical before anything is timed.
+same prompts of 34 to 66 tokens, padded on the left with an attention mask. No token ends an answer early, so both choose 64 tokens per
+prompt. The chosen tokens must be identical before anything is timed.
 
     python benchmarks/bench_generate.py              # under two minutes on one core
     python benchmarks/bench_generate.py --repeats 1 --out quick.json
@@ -23,6 +23,8 @@ from ms4_train.inference import Engine, GenerationRequest, SamplingParams
 from ms4_train.model import Mistral4ForCausalLM
 
 NEW_TOKENS = 64
+PADDING = 11
+"""The release's padding token; hidden from the peer by the mask, so any would do."""
 BATCHES = (1, 8, 32, 64)
 
 
@@ -53,10 +55,10 @@ def our_run(model: Mistral4ForCausalLM, prompts: Sequence[Tensor]) -> Callable[[
 def peer_run(peer: Any, prompts: Sequence[Tensor]) -> Callable[[], list[list[int]]]:
     """One call of the peer's ``generate``; returns the chosen tokens of each prompt."""
     longest = max(len(prompt) for prompt in prompts)
-    input_ids_bs = torch.stack([torch.nn.functional.pad(prompt, (longest - len(prompt), 0), value=11) for prompt in prompts])
+    input_ids_bs = torch.stack([torch.nn.functional.pad(prompt, (longest - len(prompt), 0), value=PADDING) for prompt in prompts])
     mask_bs = torch.stack([torch.nn.functional.pad(torch.ones_like(prompt), (longest - len(prompt), 0)) for prompt in prompts])
     peer.generation_config.eos_token_id = None
-    peer.generation_config.pad_token_id = 11
+    peer.generation_config.pad_token_id = PADDING
 
     def run() -> list[list[int]]:
         output_bs = peer.generate(input_ids=input_ids_bs, attention_mask=mask_bs, do_sample=False, max_new_tokens=NEW_TOKENS)

@@ -10,15 +10,16 @@ import datetime
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import rich
 import torch
 import transformers
+from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -30,7 +31,8 @@ from ms4_train.weights.hf_config import to_hf_config
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 OURS = "ms4-train"
-PEERS = {"transformers (default)": None, "transformers (eager experts)": "eager"}
+EAGER = "transformers (eager experts)"
+PEERS = {"transformers (default)": None, EAGER: "eager"}
 """The peer's name and its ``experts_implementation``; None leaves the choice to transformers, and attention is always its default."""
 
 
@@ -43,7 +45,7 @@ class Case:
         work: number of units (tokens) per run, the same for every contestant, so that rates compare.
         checked: what was found equal before anything was timed.
         facts: sizes worth knowing beside the times.
-        seconds: contestant -> CPU seconds of each run, in order; run i of all contestants belongs together.
+        seconds: contestant -> CPU seconds of each run, in order; run i of all contestants belongs together. A slow one may have fewer.
     """
 
     name: str
@@ -56,7 +58,7 @@ class Case:
         """Per contestant the median CPU seconds, units per CPU second, and its time divided by ours (median, least and most over pairs)."""
         rows = {}
         for name, seconds in self.seconds.items():
-            ratios = [other / ours for other, ours in zip(seconds, self.seconds[OURS], strict=True)]
+            ratios = [other / ours for other, ours in zip(seconds, self.seconds[OURS], strict=False)]
             median = statistics.median(seconds)
             rows[name] = {
                 "cpu_seconds_median": median,
@@ -72,9 +74,7 @@ def arguments(description: str | None, default_out: str, default_repeats: int) -
     """Reads ``--repeats`` and ``--out``, and keeps torch to one thread, without which CPU time is not comparable."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=default_repeats, help="timed runs of each contestant (default %(default)s)")
-    parser.add_argument(
-        "--out", type=Path, default=RESULTS / default_out, help="JSON result (default benchmarks/results/" + default_out + ")"
-    )
+    parser.add_argument("--out", type=Path, default=RESULTS / default_out, help=f"JSON result (default benchmarks/results/{default_out})")
     options = parser.parse_args()
     if options.repeats < 1:
         parser.error("--repeats: use 1 or more")
@@ -117,9 +117,10 @@ def make_model(config: TextConfig) -> Mistral4ForCausalLM:
 
 
 def make_peer(model: Mistral4ForCausalLM, experts: str | None) -> Any:
-    """Transformers' ``Mistral4ForCausalLM`` in fp32 with the same weights, through the ``config.json`` that we write beside a checkpoint."""
-    chosen = {} if experts is None else {"experts_implementation": experts}
-    peer = transformers.Mistral4ForCausalLM(transformers.Mistral4Config(**to_hf_config(model.config, dtype=torch.float32), **chosen))
+    """Transformers' ``Mistral4ForCausalLM`` in fp32 with the same weights, through the ``config.json`` of our checkpoints."""
+    values: dict[str, Any] = to_hf_config(model.config, dtype=torch.float32)
+    chosen: dict[str, Any] = {} if experts is None else {"experts_implementation": experts}
+    peer = transformers.Mistral4ForCausalLM(transformers.Mistral4Config(**values, **chosen))
     peer.load_state_dict(model.state_dict(), strict=True)
     return peer
 
@@ -135,13 +136,16 @@ def random_documents(lengths: Sequence[int], vocab_size: int, seed: int) -> list
     return [torch.randint(100, vocab_size, (length,), generator=generator) for length in lengths]
 
 
-def time_interleaved(contestants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """CPU seconds of ``repeats`` runs each, A B C, C B A, A B C: drift of a shared machine meets everyone. Each one warms up once first."""
+def time_interleaved(
+    contestants: Mapping[str, Callable[[], object]], repeats: int, fewer: Mapping[str, int] | None = None
+) -> dict[str, list[float]]:
+    """CPU seconds of ``repeats`` runs each, A B C, C B A, A B C: drift of a shared machine meets everyone.
+
+    The check before it has run each contestant once already. ``fewer`` names those that take part in the first so many rounds only.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for run in contestants.values():
-        run()
     for repeat in range(repeats):
-        names = list(contestants)
+        names = [name for name in contestants if repeat < (fewer or {}).get(name, repeats)]
         for name in names if repeat % 2 == 0 else reversed(names):
             started = time.process_time()
             contestants[name]()
@@ -159,19 +163,20 @@ def _cpu_name() -> str:
 
 def report(program: str, cases: Sequence[Case], options: argparse.Namespace) -> None:
     """Prints the table and writes the JSON result."""
-    table = Table(title=f"{program}: CPU time, one thread, fp32; x ours above 1 = ours is faster")
+    table = Table(title=f"{program}: CPU time, one thread, fp32; time / ours above 1: ours is faster")
     table.add_column("case", overflow="fold")
     table.add_column("program")
-    for heading in ("CPU s", "tokens / CPU s", "x ours (min - max)"):
+    for heading in ("CPU s", "tokens / CPU s", "time / ours (min - max)"):
         table.add_column(heading, justify="right")
     for case in cases:
         for index, (name, row) in enumerate(case.summary().items()):
             span = f"{row['times_ours_median']:.2f} ({row['times_ours_min']:.2f} - {row['times_ours_max']:.2f})"
             cells = (f"{row['cpu_seconds_median']:.3f}", f"{row['tokens_per_cpu_second']:.0f}", "" if name == OURS else span)
             table.add_row(case.name if index == 0 else "", name, *cells, end_section=index == len(case.seconds) - 1)
-    rich.print(table)
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    console.print(table)
     for case in cases:
-        rich.print(f"{case.name}: checked first: {case.checked}")
+        console.print(f"{case.name}: checked first: {case.checked}")
     result = {
         "program": program,
         "command": f"python benchmarks/{program}.py --repeats {options.repeats}",

@@ -170,7 +170,7 @@ ms4 data arithmetic second.jsonl --kind letters --rows 4000 --seed 1 --direct-sh
 def arithmetic(
     out: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="File to write.", show_default=False)],
     kind: Annotated[str, typer.Option(help="Kind of problem; a wrong name lists the kinds.")] = "digits",
-    rows: Annotated[int, typer.Option(min=1, help="Rows to write.")] = 1000,
+    rows: Annotated[int, typer.Option(min=1, max=1_000_000, help="Rows to write.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws other problems.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Operators in a problem.", show_default="the task's own")] = None,
     direct_share: Annotated[float, typer.Option(min=0, max=1, help="Share of rows in mode none, answered without thinking.")] = 0.5,

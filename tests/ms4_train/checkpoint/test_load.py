@@ -129,6 +129,9 @@ def test_a_rank_the_saved_run_did_not_have_gets_its_own_random_state(tmp_path):
     engine.mesh = Mesh(rank=2)
     saved.restore(engine, seed=4)
     assert not torch.equal(drawn, torch.rand(3))
+    engine.mesh = Mesh(rank=1)
+    saved.restore(engine, seed=4)
+    assert torch.equal(drawn, torch.rand(3)), "from the seed, the step and the rank alone, so that resuming twice gives the same run"
 
 
 def damaged_copies(folder, tmp_path):

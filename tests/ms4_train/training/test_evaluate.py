@@ -4,6 +4,8 @@ import pytest
 import torch
 from support.models import tiny_model
 
+from ms4_train.adapters import attach
+from ms4_train.config.schema import AdapterSection
 from ms4_train.data import PackedBatch
 from ms4_train.model import SequenceLayout
 from ms4_train.parallel import Mesh
@@ -38,6 +40,23 @@ def test_model_is_left_as_it_was():
     model.eval()
     validation_loss(model, [batch((4,), 1)], Mesh(), chunk_tokens=4)
     assert not model.training
+
+
+def test_dropout_of_an_adapter_is_off():
+    """The loss does not depend on random numbers; in training mode the same passes differ (the negative control)."""
+    model = tiny_model()
+    attach(model, AdapterSection(r=4, lora_dropout=0.5, target_modules=["o_proj"]))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+    item = batch((6, 5), 1)
+    model.train()
+    losses = {validation_loss(model, [item], Mesh(), chunk_tokens=4)["eval_loss"] for _ in range(3)}
+    assert len(losses) == 1
+    with torch.no_grad():
+        hidden = [model(item.input_ids_t, SequenceLayout.from_lengths(item.lengths)) for _ in range(2)]
+    assert not torch.equal(*hidden)
 
 
 def test_batches_without_loss_count_nothing():
