@@ -32,9 +32,9 @@ MAX_STDIN_CHARACTERS = 4 << 20
 GENERATE_EXAMPLES = """
 Examples:
 
-  ms4 generate runs/tiny/model "7*3+8-5*9 mod 10 ="
+  ms4 generate runs/tiny/full/model '7*3+8-5*9+2-4 mod 10, left to right'
 
-  ms4 generate runs/tiny/model "7*3+8-5*9 mod 10 =" --mode high --max-tokens 200
+  ms4 generate runs/tiny/full/model '7*3+8-5*9+2-4 mod 10, left to right' --mode high
 
   ms4 generate MODEL "Why is the sky blue?" --both-modes --temperature 0.7 --seed 1
 
@@ -43,7 +43,7 @@ Examples:
 CHAT_EXAMPLES = """
 Examples:
 
-  ms4 chat runs/tiny/model
+  ms4 chat runs/tiny/full/model
 
   ms4 chat MODEL --mode high --system "Answer in one sentence." --adapter runs/lora/adapter
 """

@@ -14,28 +14,28 @@ import typer
 INIT_EXAMPLES = """
 Examples:
 
-  ms4 model tokenizer runs/tekken.json --ranks 300
+  ms4 model tokenizer runs/tiny/tekken.json --ranks 512
 
-  ms4 model init configs/models/tiny.yaml runs/tiny --tokenizer runs/tekken.json --seed 1
+  ms4 model init configs/models/tiny.yaml runs/tiny/base --tokenizer runs/tiny/tekken.json
 """
 INFO_EXAMPLES = """
 Examples:
 
-  ms4 model info runs/tiny
+  ms4 model info runs/tiny/full/model
 
   ms4 model info Mistral-Small-4-119B --json
 """
 MERGE_EXAMPLES = """
 Examples:
 
-  ms4 model merge runs/tiny runs/lora/adapter runs/tuned
+  ms4 model merge runs/tiny/full/model runs/tiny/lora/adapter runs/tiny/merged
 
   ms4 model merge BASE ADAPTER OUT --dtype bfloat16
 """
 TOKENIZER_EXAMPLES = """
 Examples:
 
-  ms4 model tokenizer runs/tekken.json --ranks 300
+  ms4 model tokenizer runs/tiny/tekken.json --ranks 512
 
   ms4 model tokenizer runs/full
 """

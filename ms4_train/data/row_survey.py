@@ -118,13 +118,14 @@ class Survey:
             return
         overlong = self.fault_counts[OVERLONG] if overlong_rows == "error" else 0
         bad = self.fault_counts.total() - self.fault_counts[OVERLONG] if invalid_rows == "error" else 0
-        listed = "; ".join(str(fault) for fault in refused[:SHOWN_FAULTS])
-        more = f"; and {bad + overlong - SHOWN_FAULTS:,} more" if bad + overlong > SHOWN_FAULTS else ""
+        listed = "".join(f"\n  {fault}" for fault in refused[:SHOWN_FAULTS])
+        more = f"\n  and {bad + overlong - SHOWN_FAULTS:,} more" if bad + overlong > SHOWN_FAULTS else ""
         keys = [key for key, count in (("data.invalid_rows: skip", bad), ("data.overlong_rows: skip", overlong)) if count]
         first_fix = refused[0].fix
         raise DataError(
-            f"{bad + overlong:,} rows cannot be used: {listed}{more}.",
-            fix=f"{first_fix.rstrip('.') + ', or ' if first_fix else ''}set {' and '.join(keys)}; `ms4 data check` lists every bad row.",
+            f"{bad + overlong:,} rows cannot be used:{listed}{more}\n",
+            fix=f"{'in the first, ' + first_fix.rstrip('.') + ', or ' if first_fix else ''}set {' and '.join(keys)}; "
+            "`ms4 data check` lists every bad row with its fix.",
         )
 
     def require_trainable(self) -> None:

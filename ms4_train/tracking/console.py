@@ -16,6 +16,8 @@ from ms4_train.tracking.base import Metrics
 PLAIN_SECONDS = 10.0
 """At most one plain line of training metrics in this time, so that a log file stays readable."""
 REFRESH_PER_SECOND = 2
+LINE_KEYS = ("loss", "learning_rate", "tokens_per_second")
+"""What a plain line of training shows; metrics.jsonl has the rest."""
 
 _FORMATS = {
     "loss": "{:.4f}",
@@ -74,9 +76,8 @@ class ConsoleTracker:
         if is_evaluation or step >= self._total or now - self._last_line >= PLAIN_SECONDS:
             if not is_evaluation:
                 self._last_line = now
-            self._console.print(
-                f"step {step}/{self._total}: {_shown(metrics)}{self._time_left(step, now)}", highlight=False, soft_wrap=True
-            )
+            shown = metrics if is_evaluation else {key: metrics[key] for key in LINE_KEYS if key in metrics}
+            self._console.print(f"step {step}/{self._total}: {_shown(shown)}{self._time_left(step, now)}", highlight=False, soft_wrap=True)
 
     def summary(self, metrics: Metrics) -> None:
         """Print the results of the run."""

@@ -37,7 +37,7 @@ class TrainingRun:
         eval_batches: held-out batches of this rank, as many on every rank; may be empty.
         tracker: where metrics go; on ranks other than the main one it does nothing.
         total_steps: optimizer steps of the whole run.
-        epoch_steps: optimizer steps of one epoch.
+        epoch_steps: optimizer steps of one epoch; 0 where a stream does not say.
         flops: counts operations for ``mfu``.
         speed: clock of the steps.
         save: commits run state after that many steps; None when the run saves nothing.
@@ -96,7 +96,7 @@ def train(run: TrainingRun, stop: StopSignals, *, first_step: int = 0) -> dict[s
         counts = run.experts.take()
         if done % section.logging_steps == 0 or done == run.total_steps:
             metrics = {"loss": result.loss, "learning_rate": rate, "grad_norm": norm, **run.speed.read(), **load_metrics(run, counts)}
-            run.tracker.log(done, {**metrics, "epoch": run.loader.epoch})
+            run.tracker.log(done, metrics | ({"epoch": done / run.epoch_steps} if run.epoch_steps else {}))
         # Evaluate.
         if run.eval_batches and is_due(section.eval_strategy, section.eval_steps, run.epoch_steps, done, last=run.total_steps):
             results |= evaluate(run, done)

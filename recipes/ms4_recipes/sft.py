@@ -237,7 +237,7 @@ def train_run(plan: Plan) -> TrainEngine:
                     eval_batches=plan.eval_batches,
                     tracker=trackers,
                     total_steps=length.total_steps,
-                    epoch_steps=length.epoch_steps,
+                    epoch_steps=length.epoch_steps if length.rows_per_epoch else 0,
                     flops=plan.flops,
                     speed=Speedometer(peak),
                     save=None if training.save_strategy == "no" else save,

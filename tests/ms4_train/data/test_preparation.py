@@ -46,7 +46,7 @@ def test_counts_add_up(tmp_path: Path) -> None:
     assert counts.tokens == sum(map(len, documents))
     assert counts.trained_tokens == sum(document.num_trained for document in documents)
     assert counts.longest > 200
-    with pytest.raises(DataError, match=r"4 rows cannot be used: .*a\.jsonl:21: bad-json"):
+    with pytest.raises(DataError, match=r"(?s)4 rows cannot be used:.*a\.jsonl:21: bad-json"):
         data.require_usable()
 
 

@@ -23,7 +23,7 @@ def test_plain_lines_are_throttled_but_evaluations_and_the_end_show():
     tracker.summary({"loss": 1.25})
     tracker.close()
     shown = stream.getvalue().splitlines()
-    assert shown[0].startswith("step 1/100: loss 1.2500, learning rate 1.00e-04, tokens per second 12,346, dead experts 3")
+    assert shown[0].startswith("step 1/100: loss 1.2500, learning rate 1.00e-04, tokens per second 12,346, left")
     assert "left" in shown[0]
     assert shown[1].startswith("step 100/100")
     assert shown[2] == "step 100/100: eval loss 0.7500"
