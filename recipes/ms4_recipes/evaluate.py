@@ -90,9 +90,9 @@ def load_model_under_test(section: ModelSection) -> tuple[Mistral4ForCausalLM, C
     Raises:
         MS4Error: a file is missing, malformed, or belongs to another model.
     """
+    fingerprint = base_fingerprint(section.path)
     tokenizer_path = Path(section.tokenizer or Path(section.path) / "tekken.json")
     tokenizer = ChatTokenizer.from_file(tokenizer_path)
-    fingerprint = base_fingerprint(section.path)
     model = load_model(
         section.path,
         dtype=getattr(torch, section.dtype),

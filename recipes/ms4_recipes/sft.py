@@ -130,10 +130,11 @@ def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
         MS4Error: a file that cannot be used.
     """
     training = config.training
+    vocab_size = read_config(config.model.path).vocab_size
     tokenizer = ChatTokenizer.from_file(config.model.tokenizer or Path(config.model.path) / "tekken.json")
+    tokenizer.check_model(vocab_size)
     prepared = prepare(config.data, tokenizer)
     prepared.require_usable()
-    tokenizer.check_model(read_config(config.model.path).vocab_size)
     place: dict[str, Any] = {"rank": mesh.rank, "world_size": mesh.world_size, "prepared": prepared}
     loader = build_loader(config.data, tokenizer, batch_size=training.per_device_train_batch_size, seed=config.seed, **place)
     eval_batches: list[PackedBatch] = []
