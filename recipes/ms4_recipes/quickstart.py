@@ -33,7 +33,7 @@ MODEL = CONFIGS / "models" / "tiny.yaml"
 FULL = CONFIGS / "train" / "tiny_full.yaml"
 LORA = CONFIGS / "train" / "tiny_lora.yaml"
 EVALUATION = CONFIGS / "eval" / "arithmetic.yaml"
-FINISHED = "finished.json"
+FINISHED = "quickstart-finished.json"  # a name of our own: the folder that holds it is replaced
 
 
 @dataclass(frozen=True)

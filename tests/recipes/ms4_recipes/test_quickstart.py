@@ -30,7 +30,7 @@ def finished(tmp_path_factory):
 def test_every_step_leaves_its_files(finished):
     output, _, text = finished
     names = ("tekken.json", "base/config.json", "digits.jsonl", "modulus7.jsonl", "tiny_full/model/model.safetensors")
-    names += ("tiny_lora/adapter/adapter_model.safetensors", "results.sqlite", "finished.json")
+    names += ("tiny_lora/adapter/adapter_model.safetensors", "results.sqlite", quickstart.FINISHED)
     names += ("leaderboard/leaderboard.html", "leaderboard/leaderboard.png", "leaderboard/leaderboard.json")
     assert [name for name in names if not (output / name).exists()] == []
     assert str(output / "leaderboard" / "leaderboard.html") in text
