@@ -37,11 +37,11 @@ class EndlessTokenizer:
 
     def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
         """Never asked for: the requests have no stop text."""
-        raise NotImplementedError
+        raise AssertionError("no request has a stop text")
 
     def encode_text(self, text: str) -> list[int]:
         """Never asked for: the requests have no stop text."""
-        raise NotImplementedError
+        raise AssertionError("no request has a stop text")
 
 
 def our_run(model: Mistral4ForCausalLM, prompts: Sequence[Tensor]) -> Callable[[], list[list[int]]]:

@@ -12,41 +12,15 @@ import signal
 import sqlite3
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from support.eval_files import eval_run, write_model
+from support.forks import fork, wait
 
 from ms4_evals.store.results import ResultStore
 from ms4_recipes import evaluate
-from ms4_train.errors import MS4Error
-
-
-def fork(work: Callable[[], Any]) -> int:
-    """Start ``work`` in a process of its own; returns its id. Its output goes to standard error."""
-    sys.stdout.flush()
-    process = os.fork()
-    if process == 0:
-        os.dup2(2, 1)
-        code = 70
-        try:
-            work()
-            code = 0
-        except MS4Error as error:
-            print(error, file=sys.stderr)
-            code = error.exit_code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return process
-
-
-def wait(process: int) -> int:
-    """Its exit code; minus the signal when it was killed."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def die_at(name: str, call: int) -> Callable[[], None]:

@@ -12,18 +12,17 @@ import os
 import shutil
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import peft  # noqa: F401 - so that no fork has to import it
+from support.forks import fork, wait
 from support.sft_files import sft_run, write_files
 
 from ms4_recipes import sft
 from ms4_train.checkpoint import manifest, save
 from ms4_train.config.schema import SftRun
-from ms4_train.errors import MS4Error
 from ms4_train.tracking.jsonl import JsonlTracker
 
 STEPS, SAVED = 20, 10
@@ -33,21 +32,7 @@ LORA = {"r": 4, "lora_dropout": 0.2, "target_modules": ["q_a_proj", "q_b_proj", 
 
 def in_fork(work: Callable[[], Any]) -> int:
     """Exit code of ``work`` in a process of its own; minus the signal when it was killed."""
-    sys.stdout.flush()
-    process = os.fork()
-    if process == 0:
-        code = 70
-        try:
-            work()
-            code = 0
-        except MS4Error as error:
-            print(error, file=sys.stderr)
-            code = error.exit_code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return wait(fork(work))
 
 
 def die() -> None:
