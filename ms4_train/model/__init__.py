@@ -6,6 +6,7 @@ from ms4_train.model.initialise import init_parameter, init_weights
 from ms4_train.model.layout import SequenceLayout
 from ms4_train.model.moe import Mistral4Experts
 from ms4_train.model.network import Mistral4ForCausalLM
+from ms4_train.model.vision_config import VisionConfig
 
 __all__ = [
     "DenseLatentCache",
@@ -15,6 +16,7 @@ __all__ = [
     "RopeParameters",
     "SequenceLayout",
     "TextConfig",
+    "VisionConfig",
     "init_parameter",
     "init_weights",
 ]

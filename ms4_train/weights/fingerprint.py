@@ -15,7 +15,8 @@ import os
 from pathlib import Path
 
 from ms4_train.errors import WeightsError
-from ms4_train.weights.hf_config import read_config, to_hf_config
+from ms4_train.weights.hf_config import to_hf_config
+from ms4_train.weights.model_config import read_config
 from ms4_train.weights.reader import StoredTensor, scan_checkpoint
 
 WHOLE_BYTES = 1 << 16

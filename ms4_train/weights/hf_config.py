@@ -1,8 +1,5 @@
-"""``config.json`` -> the text network's configuration, and back.
+"""``config.json`` <-> the model's configuration: flat text models, and multimodal ones with ``text_config`` and ``vision_config``.
 
-The softmax scale cannot be read off a Hugging Face configuration alone (spec section 0.1), so these decide, the first that is there:
-the caller's switch; ``yarn.apply_scale`` of a ``params.json`` in the folder; ``softmax_scale`` as written by this program; else plain,
-which is what the release was trained with although its ``mscale_all_dim`` is 1.
 Exercise it: ``pytest tests/ms4_train/weights/test_hf_config.py``.
 """
 
@@ -10,44 +7,69 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, NoReturn
 
 import torch
 
 from ms4_train.errors import WeightsError
-from ms4_train.model.config import SoftmaxScale, TextConfig
-from ms4_train.untrusted import parse_json, read_bytes
+from ms4_train.model import TextConfig, VisionConfig
+from ms4_train.weights.layouts import Encoding
+from ms4_train.weights.pieces import ModelConfig
 
 CONFIG_FILE = "config.json"
-NATIVE_CONFIG_FILE = "params.json"
-MAX_CONFIG_BYTES = 4 << 20
 ARCHITECTURE = "Mistral4ForCausalLM"
-_MULTIMODAL_TYPES = ("mistral3",)
+MULTIMODAL_ARCHITECTURE = "Mistral3ForConditionalGeneration"
+_MULTIMODAL_TYPE = "mistral3"
 _TEXT_TYPE = "mistral4"
 
 
-def read_config(folder: str | Path, *, softmax_scale: Literal["auto", "plain", "mscale"] = "auto") -> TextConfig:
-    """Read the text configuration of a checkpoint folder, flat or inside ``text_config``.
+def hf_model_config(content: Mapping[str, Any], *, file: Path) -> ModelConfig:
+    """Read a parsed ``config.json``, flat or multimodal.
 
-    Args:
-        folder: holds ``config.json``.
-        softmax_scale: ``plain`` or ``mscale`` set the attention scale; ``auto`` decides as the module's docstring says.
+    ``softmax_scale`` as written by this program sets the scale; without it the scale is plain (spec section 0.1).
 
     Raises:
-        WeightsError: another architecture, a quantised checkpoint, or a value that this network does not compute, with its key.
-        UntrustedInputError: the file is missing or no JSON.
+        WeightsError: another architecture, a quantisation that is not read, or a value that this network does not compute, with its key.
     """
-    folder = Path(folder)
-    file = folder / CONFIG_FILE
-    if not folder.is_dir():
-        raise WeightsError("there is no such folder.", file=folder, fix="check model.path; relative paths start at the current folder.")
-    outer = _read_object(file)
-    values = _text_values(outer, file)
-    scale = softmax_scale if softmax_scale != "auto" else _recorded_scale(folder, outer, values)
+    hf_encoding(content, file=file)
+    values = _text_values(content, file)
+    recorded = values.get("softmax_scale", content.get("softmax_scale"))
     try:
-        return TextConfig.from_dict(values, softmax_scale=scale)
+        text = TextConfig.from_dict(values, softmax_scale="plain" if recorded is None else recorded)  # from_dict refuses any other word
+        vision = VisionConfig.from_hf(content) if content.get("vision_config") is not None else None
     except WeightsError as error:
         raise WeightsError(error.message, file=file, key=error.key, fix=error.fix) from None
+    return ModelConfig(text, vision)
+
+
+def to_hf_model_config(config: ModelConfig, *, dtype: torch.dtype, fp8: bool = False) -> dict[str, Any]:
+    """The content of a ``config.json`` from which transformers computes what was trained here.
+
+    Args:
+        config: of the model; with vision the file is that of ``Mistral3ForConditionalGeneration``.
+        dtype: of the values that are not quantised.
+        fp8: whether linears and experts are in FP8 with one scale per matrix and static activation scales (spec section 3.3).
+    """
+    content = to_hf_config(config.text, dtype=dtype)
+    if config.vision is not None:
+        tower, beside = config.vision.to_hf()
+        del content["architectures"]
+        content = {
+            "architectures": [MULTIMODAL_ARCHITECTURE],
+            "model_type": _MULTIMODAL_TYPE,
+            "dtype": content["dtype"],
+            "text_config": content,
+            "vision_config": tower,
+            **beside,
+        }
+    if fp8:
+        content["quantization_config"] = {
+            "quant_method": "fp8",
+            "activation_scheme": "static",
+            "weight_block_size": None,
+            "modules_to_not_convert": ["model.vision_tower", "model.multi_modal_projector", "lm_head"],
+        }
+    return content
 
 
 def to_hf_config(config: TextConfig, *, dtype: torch.dtype) -> dict[str, Any]:
@@ -90,37 +112,41 @@ def to_generation_config(config: TextConfig) -> dict[str, Any]:
     return {key: value for key, value in ids.items() if value is not None}
 
 
-def _read_object(file: Path) -> dict[str, Any]:
-    content = parse_json(read_bytes(file, max_bytes=MAX_CONFIG_BYTES), file=file)
-    if not isinstance(content, dict):
-        raise WeightsError("must hold one JSON object.", file=file, fix="download the file again.")
-    return content
+def hf_encoding(content: Mapping[str, Any], *, file: Path) -> Encoding:
+    """How a parsed ``config.json`` says that the weights are stored: ``plain`` or ``fp8`` (spec section 3.3).
+
+    Raises:
+        WeightsError: another quantisation, or FP8 in blocks.
+    """
+    for prefix, holder in (("", content), ("text_config.", content.get("text_config"))):
+        declared = holder.get("quantization_config") if isinstance(holder, Mapping) else None
+        if not declared:
+            continue
+        key = f"{prefix}quantization_config"
+        if not isinstance(declared, Mapping):
+            _refuse("must be an object.", file, key, "download the file again.")
+        method = declared.get("quant_method")
+        if method != "fp8":
+            _refuse(f"quantisation {method!r} is not read.", file, f"{key}.quant_method", "use the FP8, NVFP4 or BF16 files of the model.")
+        if declared.get("weight_block_size") is not None:
+            _refuse("FP8 in blocks is not read.", file, f"{key}.weight_block_size", "use files with one scale per matrix, or BF16 ones.")
+        return "fp8"
+    return "plain"
 
 
-def _text_values(outer: dict[str, Any], file: Path) -> dict[str, Any]:
+def _text_values(outer: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """The mapping of text settings, with the older spelling of the rotary ones translated."""
-    values = outer
+    values, prefix = outer, ""
     outer_type = outer.get("model_type")
-    if "text_config" in outer or outer_type in _MULTIMODAL_TYPES:
-        values = outer.get("text_config")
-        if not isinstance(values, dict):
-            raise WeightsError("must be an object.", file=file, key="text_config", fix="download the file again.")
+    if "text_config" in outer or outer_type == _MULTIMODAL_TYPE:
+        values, prefix = outer.get("text_config"), "text_config."
+        if not isinstance(values, Mapping):
+            _refuse("must be an object.", file, "text_config", "download the file again.")
         if outer.get("tie_word_embeddings"):
-            raise WeightsError(
-                "is true; this network has an untied head.", file=file, key="tie_word_embeddings", fix="use another checkpoint."
-            )
+            _refuse("is true; this network has an untied head.", file, "tie_word_embeddings", "use another checkpoint.")
     if values.get("model_type", _TEXT_TYPE) != _TEXT_TYPE or (values is outer and outer_type is None):
-        raise WeightsError(
-            f"is {values.get('model_type')!r}; only {_TEXT_TYPE!r} is read.",
-            file=file,
-            key="model_type" if values is outer else "text_config.model_type",
-            fix="use a checkpoint of Mistral Small 4.",
-        )
-    for holder in (outer, values):
-        if holder.get("quantization_config"):
-            raise WeightsError(
-                "a quantised checkpoint is not read.", file=file, key="quantization_config", fix="use a BF16 copy of the model."
-            )
+        what = f"is {values.get('model_type')!r}; only {_TEXT_TYPE!r} is read."
+        _refuse(what, file, f"{prefix}model_type", "use a checkpoint of Mistral Small 4.")
     values = dict(values)
     older = values.pop("rope_scaling", None)
     if values.get("rope_parameters") is None and isinstance(older, Mapping):
@@ -131,16 +157,5 @@ def _text_values(outer: dict[str, Any], file: Path) -> dict[str, Any]:
     return values
 
 
-def _recorded_scale(folder: Path, outer: Mapping[str, Any], values: Mapping[str, Any]) -> SoftmaxScale:
-    native = folder / NATIVE_CONFIG_FILE
-    if native.exists():
-        yarn = _read_object(native).get("yarn")
-        apply_scale = yarn.get("apply_scale") if isinstance(yarn, dict) else None
-        if isinstance(apply_scale, bool):
-            return "mscale" if apply_scale else "plain"
-        if apply_scale is not None:
-            raise WeightsError("must be true or false.", file=native, key="yarn.apply_scale", fix="download the file again.")
-    recorded = values.get("softmax_scale", outer.get("softmax_scale"))
-    if recorded is None:
-        return "plain"
-    return cast(SoftmaxScale, recorded)  # TextConfig refuses any other word
+def _refuse(message: str, file: Path, key: str, fix: str) -> NoReturn:
+    raise WeightsError(message, file=file, key=key, fix=fix)

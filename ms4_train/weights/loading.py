@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ms4_train.model import Mistral4Experts, Mistral4ForCausalLM, TextConfig
-from ms4_train.weights.hf_config import read_config
+from ms4_train.weights.model_config import read_config
 from ms4_train.weights.names import is_expert_stack
 from ms4_train.weights.reader import check_tensors, read_tensors, scan_checkpoint, warn_of_vision
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ms4_train.model import TextConfig
 from ms4_train.weights.fingerprint import base_fingerprint
-from ms4_train.weights.hf_config import read_config
 from ms4_train.weights.loading import expected_shapes
+from ms4_train.weights.model_config import read_config
 from ms4_train.weights.reader import check_tensors, scan_checkpoint
 from ms4_train.weights.writer import TOKENIZER_FILE
 

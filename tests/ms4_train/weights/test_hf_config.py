@@ -7,7 +7,8 @@ import torch
 from support.models import hf_config, tiny_config
 
 from ms4_train.errors import MS4Error, UntrustedInputError, WeightsError
-from ms4_train.weights.hf_config import read_config, to_generation_config, to_hf_config
+from ms4_train.weights.hf_config import to_generation_config, to_hf_config
+from ms4_train.weights.model_config import read_config
 
 
 def write(folder, content, name="config.json"):
@@ -98,7 +99,8 @@ def test_plain_scale_without_attention_factor_would_be_wrong(tmp_path):
         ({"norm_topk_prob": 1}, "norm_topk_prob"),
         ({"eos_token_id": "2"}, "eos_token_id"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2}}, "rope_parameters"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, "quantization_config"),
         ({"eos_token_id": []}, "eos_token_id"),
         ({"num_experts_per_tok": 99}, "num_experts_per_tok"),
         ({"softmax_scale": "half"}, "softmax_scale"),
