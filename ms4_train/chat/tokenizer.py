@@ -95,6 +95,22 @@ class ChatTokenizer:
         tokenizer._check_modes()
         return tokenizer
 
+    @classmethod
+    def of_model(cls, folder: str | Path, file: str | Path | None = None) -> ChatTokenizer:
+        """Load the tokenizer of a model: ``file`` where one is named, else the ``tekken.json`` beside the weights, in any layout.
+
+        Raises:
+            TokenizerError: the folder has none; or as ``from_file``.
+            UntrustedInputError: as ``from_file``.
+        """
+        if file is None and Path(folder).is_dir() and not (Path(folder) / "tekken.json").exists():
+            raise TokenizerError(
+                "holds no tekken.json.",
+                file=folder,
+                fix="copy the one of the model's release into the folder, or name one with model.tokenizer or --tokenizer.",
+            )
+        return cls.from_file(file if file is not None else Path(folder) / "tekken.json")
+
     def _check_modes(self) -> None:
         """Refuse a file whose settings do not tell the two modes apart: both would be trained on the same prompts."""
         try:

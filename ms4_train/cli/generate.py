@@ -7,17 +7,34 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ms4_train.cli.answer_printer import AnswerPrinter, printable
-from ms4_train.errors import AdapterError, EngineError, MS4Error, WeightsError
+from ms4_train.cli.conversation import CHAT_HELP, Conversation
+from ms4_train.cli.model_options import (
+    DEFAULT_MAX_TOKENS,
+    AdapterOption,
+    Dtype,
+    DtypeOption,
+    KeepQuantisedOption,
+    MaxTokensOption,
+    Mode,
+    ModelArgument,
+    ModeOption,
+    SeedOption,
+    SystemOption,
+    TemperatureOption,
+    TokenizerOption,
+    TopPOption,
+    load_engine,
+    open_model,
+)
+from ms4_train.errors import EngineError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +44,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-DEFAULT_MAX_TOKENS = 2048
 MAX_STDIN_CHARACTERS = 4 << 20
 GENERATE_EXAMPLES = """
 Examples:
@@ -47,78 +63,6 @@ Examples:
 
   ms4 chat MODEL --mode high --system "Answer in one sentence." --adapter runs/lora/adapter
 """
-CHAT_HELP = "/mode none|high changes the reasoning mode, /reset forgets the conversation, /quit ends it."
-
-
-class Mode(StrEnum):
-    """The two reasoning modes."""
-
-    none = "none"
-    high = "high"
-
-
-class Dtype(StrEnum):
-    """Type of parameters and activations."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-ModelArgument = Annotated[Path, typer.Argument(help="Model folder: config.json, safetensors files, tekken.json.", show_default=False)]
-ModeOption = Annotated[Mode, typer.Option(help="Reasoning mode: none answers directly, high thinks first.")]
-TemperatureOption = Annotated[
-    float | None, typer.Option(help="0 takes the most likely token. Default: 0 in mode none, 0.7 in mode high.", show_default=False)
-]
-TopPOption = Annotated[float, typer.Option(help="Sample from the likeliest tokens that make up this probability.")]
-MaxTokensOption = Annotated[
-    int | None,
-    typer.Option(
-        help=f"Most tokens of the answer, thinking included. Default: {DEFAULT_MAX_TOKENS}, or what fits the model.", show_default=False
-    ),
-]
-SeedOption = Annotated[int, typer.Option(help="Seed of the sampled answer.")]
-AdapterOption = Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter to load on top.", show_default=False)]
-SystemOption = Annotated[
-    str | None,
-    typer.Option(help="System prompt, or a .txt or .md file; {name}, {today} and {yesterday} are filled in.", show_default=False),
-]
-TokenizerOption = Annotated[Path | None, typer.Option(help="tekken.json file; default: the one in MODEL.", show_default=False)]
-DtypeOption = Annotated[Dtype, typer.Option(help="Type of parameters; auto is float32 on a CPU and bfloat16 on a GPU.")]
-
-
-def _open_model(model: Path, adapter: Path | None, tokenizer: Path | None) -> tuple[ChatTokenizer, int]:
-    """The tokenizer, and the model's limit in tokens; says what is wrong before weights are read, which may take minutes."""
-    from ms4_train.chat import ChatTokenizer
-    from ms4_train.weights import read_config
-
-    if not model.is_dir():
-        raise WeightsError("is not a folder.", file=model, fix="give a folder with config.json and safetensors files.")
-    if adapter is not None and not adapter.is_dir():
-        raise AdapterError("is not a folder.", file=adapter, fix="give a folder with adapter_config.json.")
-    config = read_config(model)
-    chat_tokenizer = ChatTokenizer.from_file(tokenizer if tokenizer is not None else model / "tekken.json")
-    chat_tokenizer.check_model(config.vocab_size)
-    return chat_tokenizer, config.max_position_embeddings
-
-
-def _load_engine(model: Path, adapter: Path | None, chat_tokenizer: ChatTokenizer, dtype: Dtype) -> Engine:
-    import torch
-    from rich.console import Console
-
-    from ms4_train.inference import Engine
-    from ms4_train.weights import base_fingerprint, load_model
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = dtype.value if dtype is not Dtype.auto else ("bfloat16" if device == "cuda" else "float32")
-    with Console(stderr=True).status(f"loading {model.name} ({name}, {device})"):
-        network = load_model(model, dtype=getattr(torch, name))
-        if adapter is not None:
-            from ms4_train.adapters import load_adapter
-
-            load_adapter(network, adapter, base_fingerprint=base_fingerprint(model))
-        network.to(device)
-    return Engine(network, chat_tokenizer, max_batch_size=len(Mode), max_context=network.config.max_position_embeddings)
 
 
 def _sampling(options: dict[str, Any], mode: Mode, max_tokens: int) -> SamplingParams:
@@ -250,6 +194,7 @@ def generate(
     system: SystemOption = None,
     tokenizer: TokenizerOption = None,
     dtype: DtypeOption = Dtype.auto,
+    keep_quantised: KeepQuantisedOption = False,
     both_modes: Annotated[bool, typer.Option("--both-modes", help="Answer in both modes, computed together in one batch.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per mode instead of text.")] = False,
 ) -> None:
@@ -260,9 +205,9 @@ def generate(
     from ms4_train.inference import completion_answer
 
     options = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
-    chat_tokenizer, limit = _open_model(model, adapter, tokenizer)
+    chat_tokenizer, limit = open_model(model, adapter, tokenizer)
     requests = [_request(chat_tokenizer, limit, messages, each, options) for each in (Mode if both_modes else [mode])]
-    engine = _load_engine(model, adapter, chat_tokenizer, dtype)
+    engine = load_engine(model, adapter, chat_tokenizer, dtype, keep_quantised=keep_quantised)
     console, notes = Console(), Console(stderr=True)
     if not both_modes and not as_json:
         completion, answer = _print_stream(engine, chat_tokenizer, requests[0], console)
@@ -282,67 +227,6 @@ def generate(
         _note(notes, _footer(completion, answer))
 
 
-class Conversation:
-    """The turns of ``ms4 chat`` and its commands.
-
-    Args:
-        ask: answers the messages in a mode and shows the answer while it comes.
-        say: shows a note to the user.
-        mode: of the first turn.
-        system: system prompt, if any.
-    """
-
-    def __init__(
-        self, ask: Callable[[list[dict[str, Any]], Mode], Answer], say: Callable[[str], None], mode: Mode, system: str | None
-    ) -> None:
-        self.mode = mode
-        self._ask = ask
-        self._say = say
-        self._system: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-        self.messages = list(self._system)
-
-    def enter(self, line: str) -> bool:
-        """Handles one line of the user's; returns whether the conversation goes on. Errors end a turn, not the conversation."""
-        line = line.strip()
-        if line.startswith("/"):
-            return self._command(line)
-        if line:
-            self._turn(line)
-        return True
-
-    def _command(self, line: str) -> bool:
-        name, _, value = line.partition(" ")
-        if name in ("/quit", "/exit"):
-            return False
-        if name == "/reset":
-            self.messages = list(self._system)
-            self._say("conversation forgotten")
-        elif name == "/mode" and value.strip() in Mode.__members__:
-            self.mode = Mode(value.strip())
-            self._say(f"mode {self.mode.value}")
-        else:
-            self._say(f"mode {self.mode.value}. {CHAT_HELP}")
-        return True
-
-    def _turn(self, text: str) -> None:
-        messages = [*self.messages, {"role": "user", "content": text}]
-        try:
-            answer = self._ask(messages, self.mode)
-        except MS4Error as error:
-            self._say(str(error))
-            return
-        except KeyboardInterrupt:
-            self._say("stopped; this turn is forgotten")
-            return
-        if not answer.content.strip() or answer.tool_calls:
-            self._say("no plain answer; this turn is forgotten")
-            return
-        reply: dict[str, Any] = {"role": "assistant", "content": answer.content}
-        if answer.thinking:
-            reply["reasoning_content"] = answer.thinking
-        self.messages = [*messages, reply]
-
-
 @app.command("chat", epilog=CHAT_EXAMPLES, rich_help_panel="Use a model")
 def chat(
     model: ModelArgument,
@@ -355,15 +239,16 @@ def chat(
     system: SystemOption = None,
     tokenizer: TokenizerOption = None,
     dtype: DtypeOption = Dtype.auto,
+    keep_quantised: KeepQuantisedOption = False,
 ) -> None:
     """Talk with a model. /mode none|high, /reset, /quit."""
     from rich.console import Console
 
     system = _system_prompt(system, model)
     options = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
-    chat_tokenizer, limit = _open_model(model, adapter, tokenizer)
+    chat_tokenizer, limit = open_model(model, adapter, tokenizer)
     _request(chat_tokenizer, limit, _messages(system, "?"), mode, options)  # wrong options end the program now, not every turn
-    engine = _load_engine(model, adapter, chat_tokenizer, dtype)
+    engine = load_engine(model, adapter, chat_tokenizer, dtype, keep_quantised=keep_quantised)
     console, notes = Console(), Console(stderr=True)
 
     def ask(messages: list[dict[str, Any]], mode: Mode) -> Answer:

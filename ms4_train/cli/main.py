@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ms4_train.cli import config, data, doctor, evaluate, generate, model, train
+from ms4_train.cli import config, data, doctor, evaluate, generate, hub, model, train, weights
 from ms4_train.errors import MS4Error
 from ms4_train.storage import is_disk_full
 
@@ -34,7 +34,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(model.app, name="model", help="Create, inspect and convert model folders.", rich_help_panel="Prepare")
+app.add_typer(model.app, name="model", help="Create models, merge adapters, derive tokenizers.", rich_help_panel="Prepare")
+app.add_typer(weights.app, name="weights", help="Inspect, convert, compare and verify checkpoints.", rich_help_panel="Prepare")
+app.command("pull", epilog=hub.PULL_EXAMPLES, rich_help_panel="Prepare")(hub.pull)
+app.command("push", epilog=hub.PUSH_EXAMPLES, rich_help_panel="Use a model")(hub.push)
 app.add_typer(data.app, name="data", help="Look at training rows and check them.", rich_help_panel="Prepare")
 app.add_typer(config.app, name="config", help="Check, show and describe run files.", rich_help_panel="Prepare")
 app.command("doctor", epilog=doctor.EXAMPLES, rich_help_panel="Prepare")(doctor.doctor)

@@ -24,7 +24,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class ModelSection(Section):
     """Which model is trained or run."""
 
-    path: str = Field(description="Folder with config.json and safetensors files.")
+    path: str = Field(description="Folder of the model in any public layout: Hugging Face or Mistral-native, in BF16, FP8 or NVFP4.")
     tokenizer: str | None = Field(default=None, description="tekken.json file; default: <path>/tekken.json.")
     adapter: str | None = Field(default=None, description="Folder of a LoRA adapter to load on top of the model.")
     dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Type of parameters and activations.")
@@ -33,6 +33,15 @@ class ModelSection(Section):
         description="Attention scale: plain is 1/sqrt(head_dim); mscale is transformers' variant; auto reads the configuration.",
     )
     experts_backend: Literal["auto", "reference", "cpu"] = Field(default="auto", description="Implementation of the experts operation.")
+    dequantize: bool | None = Field(
+        default=None,
+        description="Turn FP8 or NVFP4 weights into dtype when they are read (true), or keep them as codes and scales in less memory "
+        "(false); default: keep them where an adapter is trained on them, else dequantise. Weights in BF16 ignore it.",
+    )
+
+    def dequantizes(self, *, default: bool) -> bool:
+        """Whether quantised weights are dequantised when they are read; ``default`` is what null means to the program that asks."""
+        return default if self.dequantize is None else self.dequantize
 
 
 class FieldMap(Section):

@@ -118,7 +118,7 @@ class Mistral4Attention(nn.Module):
 
     def _absorbed_matrices(self) -> tuple[Tensor, Tensor]:
         """Return (key_up_hnc, value_up_hvc), read off the module's action on an identity, so that an adapter on it counts."""
-        reference = next(self.kv_b_proj.parameters())
+        reference = self.kv_a_layernorm.weight  # not the projection's own: that may be quantised
         identity_cc = torch.eye(self.latent_rank, dtype=reference.dtype, device=reference.device)
         up_hxc = self.kv_b_proj(identity_cc).t().unflatten(0, (self.num_heads, -1))
         key_up_hnc, value_up_hvc = up_hxc.split((self.nope_dim, self.value_dim), dim=1)

@@ -17,6 +17,7 @@ from ms4_kernels.moe import ExpertLora, experts
 from ms4_kernels.moe.interface import Backend
 from ms4_kernels.routing import route
 from ms4_train.model.config import TextConfig
+from ms4_train.model.quantised import QuantisedStack
 
 LocalExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
 ExpertExchange = Callable[[Tensor, Tensor, Tensor, LocalExperts], Tensor]
@@ -43,10 +44,15 @@ class Mistral4Experts(nn.Module):
     """The routed experts of a layer, or, with expert parallelism, this rank's share of them.
 
     Attributes:
+        gate_up_proj: [E, 2n, d], a parameter, or a :class:`QuantisedStack` that stands for one.
+        down_proj: [E, d, n], likewise.
         lora: an adapter over the stacks, if any; its ``kernel_lora()`` returns an :class:`ExpertLora`.
         exchange: sends tokens to the ranks that hold their experts, called as ``exchange(hidden_td, expert_ids_tk, weights_tk, compute)``,
             where ``compute(hidden, ids, weights)`` runs this rank's experts on their local ids.
     """
+
+    gate_up_proj: nn.Parameter | QuantisedStack
+    down_proj: nn.Parameter | QuantisedStack
 
     def __init__(self, config: TextConfig, backend: Backend = "auto") -> None:
         super().__init__()
@@ -70,7 +76,8 @@ class Mistral4Experts(nn.Module):
 
     def _compute(self, hidden_td: Tensor, expert_ids_tk: Tensor, weights_tk: Tensor) -> Tensor:
         lora: ExpertLora | None = self.lora.kernel_lora() if self.lora is not None else None  # type: ignore[operator]
-        return experts(hidden_td, self.gate_up_proj, self.down_proj, expert_ids_tk, weights_tk, lora=lora, backend=self.backend)
+        gate_up, down = (stack.value() if isinstance(stack, QuantisedStack) else stack for stack in (self.gate_up_proj, self.down_proj))
+        return experts(hidden_td, gate_up, down, expert_ids_tk, weights_tk, lora=lora, backend=self.backend)
 
 
 class GatedMLP(nn.Module):

@@ -22,6 +22,7 @@ from ms4_train.parallel.local import not_finite
 from ms4_train.parallel.mesh import Mesh
 from ms4_train.parallel.parameters import (
     STATE_TENSORS,
+    broadcast_quantised,
     checked_state,
     expert_modules,
     expert_parameters,
@@ -50,6 +51,7 @@ class DeepSpeedEngine:
         self._trained = trained_parameters(model, mesh)
         self._sharded_names = set(expert_parameters(model)) if mesh.expert_parallel_size > 1 else set()
         self._engine = initialize(model, self._trained, mesh, training=training, zero_stage=parallel.zero_stage)
+        broadcast_quantised(model, mesh)  # DeepSpeed does so with parameters only
         self._zero = self._engine.optimizer
         self._state = ZeroState(self._zero, parallel.zero_stage)
 

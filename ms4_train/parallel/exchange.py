@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ms4_train.errors import ParallelError
 from ms4_train.model import Mistral4ForCausalLM
 from ms4_train.model.moe import LocalExperts
+from ms4_train.model.quantised import QuantisedStack
 from ms4_train.parallel.mesh import Mesh
 from ms4_train.parallel.parameters import expert_modules
 
@@ -73,16 +74,24 @@ def shard_experts(model: Mistral4ForCausalLM, mesh: Mesh) -> None:
     num_experts = model.config.n_routed_experts
     start, stop = mesh.expert_range(num_experts)
     for prefix, module in expert_modules(model):
-        for name, parameter in module.named_parameters():
-            if parameter.shape[0] == num_experts:
-                parameter.data = parameter.data[start:stop].clone()  # clone: a view would keep the whole stack alive
-            elif parameter.shape[0] != stop - start:
+        stacks = [(name, stack) for name, stack in module.named_children() if isinstance(stack, QuantisedStack)]
+        for name, stack in [*module.named_parameters(), *stacks]:
+            if stack.shape[0] == num_experts:
+                _keep_experts(stack, start, stop)
+            elif stack.shape[0] != stop - start:
                 raise ParallelError(
-                    f"the tensor has {parameter.shape[0]} experts; expected {num_experts}, or the {stop - start} of this rank.",
+                    f"the tensor has {stack.shape[0]} experts; expected {num_experts}, or the {stop - start} of this rank.",
                     key=f"{prefix}.{name}",
                     fix="load the model with the experts of this rank, or with all of them.",
                 )
         module.exchange = ExpertExchange(mesh.expert_parallel_group, num_experts)
+
+
+def _keep_experts(stack: nn.Parameter | QuantisedStack, start: int, stop: int) -> None:
+    if isinstance(stack, QuantisedStack):
+        stack.keep_experts(start, stop)
+    else:
+        stack.data = stack.data[start:stop].clone()  # clone: a view would keep the whole stack alive
 
 
 class _SpreadTokens(torch.autograd.Function):

@@ -19,7 +19,14 @@ from ms4_train.errors import TrainingError
 from ms4_train.parallel.adamw import make_adamw, set_fresh_state, set_learning_rate
 from ms4_train.parallel.interface import ParameterState
 from ms4_train.parallel.mesh import Mesh
-from ms4_train.parallel.parameters import STATE_TENSORS, checked_state, expert_parameters, gather_experts, trained_parameters
+from ms4_train.parallel.parameters import (
+    STATE_TENSORS,
+    broadcast_quantised,
+    checked_state,
+    expert_parameters,
+    gather_experts,
+    trained_parameters,
+)
 
 
 class LocalEngine:
@@ -108,6 +115,7 @@ class LocalEngine:
         sharded = expert_parameters(self.model) if self.mesh.expert_parallel_size > 1 else {}
         for name, parameter in self.model.named_parameters():
             dist.broadcast(parameter.data, group=self.mesh.expert_data_parallel_group if name in sharded else None, group_src=0)
+        broadcast_quantised(self.model, self.mesh)
 
     @torch.no_grad()
     def _reduced_gradient_norm(self) -> float:

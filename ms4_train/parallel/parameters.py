@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ms4_train.errors import CheckpointError, TrainingError
 from ms4_train.model.moe import Mistral4Experts
+from ms4_train.model.quantised import QuantisedStack, quantised_modules
 from ms4_train.parallel.mesh import Mesh
 
 STATE_TENSORS = ("weight", "exp_avg", "exp_avg_sq")
@@ -87,6 +88,18 @@ def trained_parameters(model: nn.Module, mesh: Mesh) -> list[TrainedParameter]:
     if not trained:
         raise TrainingError("no parameter of the model is trained.", fix="add an adapter section, or train the full model.")
     return trained
+
+
+def broadcast_quantised(model: nn.Module, mesh: Mesh) -> None:
+    """Make replicas of quantised weights equal, as engines make parameters equal.
+
+    The values are those of rank 0; of experts, those of the first rank that holds the same ones.
+    """
+    for _, module in quantised_modules(model):
+        sharded = isinstance(module, QuantisedStack) and mesh.expert_parallel_size > 1
+        for part in module.buffers():
+            if part.numel():
+                dist.broadcast(part, group=mesh.expert_data_parallel_group if sharded else None, group_src=0)
 
 
 def gather_experts(local: Tensor, mesh: Mesh) -> Tensor:

@@ -16,6 +16,7 @@ from ms4_train.config.schema import TrainingSection
 from ms4_train.data import Survey
 from ms4_train.errors import TrainingError
 from ms4_train.model import Mistral4ForCausalLM
+from ms4_train.model.quantised import logical_weights
 from ms4_train.training.schedule import warmup_steps
 
 _NUMBER = re.compile(r"\.\d+(?=\.)")
@@ -49,14 +50,14 @@ class TrainedParameters:
         """
         groups: dict[str, list[int]] = {}
         total, shares = 0, 1
-        for name, parameter in model.named_parameters():
-            size = parameter.numel()
-            if parameter.ndim == 3:
-                shares = model.config.n_routed_experts // parameter.shape[0]
+        for weight in logical_weights(model):
+            size = weight.shape.numel()
+            if len(weight.shape) == 3:
+                shares = model.config.n_routed_experts // weight.shape[0]
                 size *= shares
             total += size
-            if parameter.requires_grad:
-                groups.setdefault(_NUMBER.sub(".*", name), []).append(size)
+            if weight.trained:
+                groups.setdefault(_NUMBER.sub(".*", weight.name), []).append(size)
         if not groups:
             raise TrainingError(
                 "no parameter of the model is trained.", key="adapter", fix="name at least one target, or train the full model."

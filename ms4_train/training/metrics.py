@@ -1,6 +1,6 @@
 """What a step costs and how it went: floating-point operations, tokens per second, model FLOPs utilisation, router load.
 
-Operations are counted from the parameters themselves, so adapters and frozen parts are counted as what they are. Exercise it:
+Operations are counted from the weights themselves, so adapters, frozen and quantised parts are counted as what they are. Exercise it:
 ``pytest tests/ms4_train/training/test_metrics.py``.
 
 Not counted, as is customary: norms, activations, softmax, the optimizer, and what gradient checkpointing computes again.
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ms4_train.model import Mistral4ForCausalLM
+from ms4_train.model.quantised import logical_weights
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 2, 2, 2
 """Operations per weight and token of each of the three matrix products of a linear layer."""
@@ -65,14 +66,14 @@ class FlopCounter:
         """
         config = model.config
         per_token = per_trained = 0.0
-        for name, parameter in model.named_parameters():
-            if parameter.ndim < 2 or "embed_tokens" in name:
+        for weight in logical_weights(model):
+            if len(weight.shape) < 2 or "embed_tokens" in weight.name:
                 continue
-            active = parameter.numel()
-            if parameter.ndim == 3:
-                active = active * config.num_experts_per_tok / parameter.shape[0]
-            cost = active * (FORWARD + INPUT_GRADIENT + (WEIGHT_GRADIENT if parameter.requires_grad else 0))
-            if name.startswith("lm_head"):
+            active = weight.shape.numel()
+            if len(weight.shape) == 3:
+                active = active * config.num_experts_per_tok / weight.shape[0]
+            cost = active * (FORWARD + INPUT_GRADIENT + (WEIGHT_GRADIENT if weight.trained else 0))
+            if weight.name.startswith("lm_head"):
                 per_trained += cost
             else:
                 per_token += cost

@@ -26,6 +26,9 @@ _BITS = {
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
 }  # fmt: skip
 
+# torch.save's archive, and bare pickles; as a header's length any of them is beyond the bound.
+_PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
+
 
 class TensorInfo(NamedTuple):
     """Where one tensor lies: its bytes are ``file[start:stop]``, counted from the start of the FILE."""
@@ -90,6 +93,8 @@ def _load(path: str | Path) -> tuple[dict[str, Any], int, int]:
             if len(prefix) < 8:
                 raise _refuse(f"is not a safetensors file: {file_size} bytes are too few.", path)
             length = int.from_bytes(prefix, "little")
+            if length > MAX_HEADER_BYTES and prefix.startswith(_PICKLES):
+                raise _refuse("is a pickle under the name of a safetensors file, and is never read.", path)
             if length > MAX_HEADER_BYTES:
                 raise _refuse(f"is not a safetensors file: a header of {length:,} bytes (at most {MAX_HEADER_BYTES:,}).", path)
             if length < 2 or length > file_size - 8:

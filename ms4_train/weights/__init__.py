@@ -1,10 +1,19 @@
 """Model files: what tensors are called and how they are stored; strict reading, whole writing, fresh checkpoints."""
 
+from ms4_train.weights.checkpoint import Checkpoint, open_checkpoint
 from ms4_train.weights.fingerprint import base_fingerprint
 from ms4_train.weights.init import init_checkpoint, read_model_file
 from ms4_train.weights.loading import load_model
 from ms4_train.weights.model_config import read_config
-from ms4_train.weights.reader import scan_checkpoint
 from ms4_train.weights.writer import save_model
 
-__all__ = ["base_fingerprint", "init_checkpoint", "load_model", "read_config", "read_model_file", "save_model", "scan_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "base_fingerprint",
+    "init_checkpoint",
+    "load_model",
+    "open_checkpoint",
+    "read_config",
+    "read_model_file",
+    "save_model",
+]

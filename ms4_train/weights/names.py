@@ -1,16 +1,17 @@
 """What tensors are called in the public layouts of this model, and the one name each has here.
 
-Our names are those of transformers' text-only ``Mistral4ForCausalLM`` (``model.layers.0...``, ``lm_head.weight``). Three layouts are
-read (spec section 3.1): that one; transformers' multimodal one (``model.language_model.layers.0...``); and the one on disk, older in
-style (``language_model.model.layers.0...``, ``language_model.lm_head.weight``).
+Our names are those of transformers' text-only ``Mistral4ForCausalLM`` (``model.layers.0...``, ``lm_head.weight``). Hugging Face files
+come with three prefixes (spec section 3.1): that one; transformers' multimodal one (``model.language_model.layers.0...``); and the one on
+disk, older in style (``language_model.model.layers.0...``, ``language_model.lm_head.weight``).
 Exercise it: ``pytest tests/ms4_train/weights/test_names.py``.
 
-Not covered: Mistral-native names (``layers.0.attention.wq_a``) and quantised tensors, which are only recognised.
+Not covered: Mistral-native names (``native_names``), and which layout holds what (``layouts``).
 """
 
 from __future__ import annotations
 
 import difflib
+import heapq
 from collections.abc import Iterable, Sized
 
 _TEXT_PREFIXES = (
@@ -18,22 +19,7 @@ _TEXT_PREFIXES = (
     ("language_model.lm_head.", "lm_head."),
     ("model.language_model.", "model."),
 )
-_VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
-_QUANTISED_SUFFIXES = (
-    "_scale_inv",
-    "activation_scale",
-    ".weight_scale",
-    ".weight_packed",
-    ".weight_global_scale",
-    ".input_global_scale",
-    ".input_scale",
-    ".qscale_weight",
-    ".qscale_act",
-    ".absmax",
-    ".quant_map",
-)
-EXPERT_STACKS = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
-"""Endings of the parameters whose dim 0 counts experts."""
+_MANY = 500
 
 
 def text_name(stored: str) -> str:
@@ -44,21 +30,6 @@ def text_name(stored: str) -> str:
     return stored
 
 
-def is_vision_name(stored: str) -> bool:
-    """Whether a stored tensor belongs to the vision tower or its projector."""
-    return stored.startswith(_VISION_PREFIXES)
-
-
-def is_quantised_name(stored: str) -> bool:
-    """Whether a stored name is a scale or packed weight of a quantised checkpoint."""
-    return stored.endswith(_QUANTISED_SUFFIXES)
-
-
-def is_expert_stack(name: str) -> bool:
-    """Whether dim 0 of the parameter counts experts."""
-    return name.endswith(EXPERT_STACKS)
-
-
 def and_more(items: Sized) -> str:
     """What a message that names the first of several items says of the others."""
     return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
@@ -67,6 +38,9 @@ def and_more(items: Sized) -> str:
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """Up to ``count`` known names that look most like ``name``, best first."""
     known = list(known)
+    if len(known) > _MANY:  # the comparison below is slow, and real checkpoints have tens of thousands of names
+        parts = set(name.split("."))
+        known = heapq.nlargest(_MANY, known, key=lambda other: len(parts.intersection(other.split("."))))
     found = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
     if found:
         return found

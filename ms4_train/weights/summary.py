@@ -1,35 +1,102 @@
-"""What a checkpoint is, from its configuration and headers alone: no tensor is read but for the fingerprint's samples.
+"""What a checkpoint folder holds and everything that is wrong with it, from its configuration, headers and scales.
 
-Exercise it: ``ms4 model info FOLDER`` and ``pytest tests/ms4_train/weights/test_summary.py``.
+Where ``open_checkpoint`` refuses at the first problem, this collects them all.
+Exercise it: ``ms4 weights inspect FOLDER`` and ``pytest tests/ms4_train/weights/test_summary.py``.
+
+Not covered: the weights' values, but for the fingerprint's samples; and sums, which are only looked for.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ms4_train.errors import MS4Error
 from ms4_train.model import TextConfig
-from ms4_train.weights.fingerprint import base_fingerprint
-from ms4_train.weights.loading import expected_shapes
-from ms4_train.weights.model_config import read_config
-from ms4_train.weights.reader import check_tensors, scan_checkpoint
+from ms4_train.weights.checkpoint import Checkpoint, check_declared, table_of
+from ms4_train.weights.checksums import SUMS_FILE
+from ms4_train.weights.detect import CONFIG_FILES, Family, FamilyChoice, families_present, find_family
+from ms4_train.weights.evidence import is_extra, is_vision, weigh_evidence
+from ms4_train.weights.fingerprint import fingerprint
+from ms4_train.weights.header_check import READABLE, HeaderCheck, Mismatch, fits
+from ms4_train.weights.layouts import HfNames, Layout
+from ms4_train.weights.model_config import read_model_config
+from ms4_train.weights.pieces import ModelConfig
+from ms4_train.weights.scalars import read_scalars
+from ms4_train.weights.stored_files import OpenFiles, StoredTensor, locate
 from ms4_train.weights.writer import TOKENIZER_FILE
 
+MAX_OF_A_KIND = 20
+"""Problems of one kind that are listed singly; the rest is counted."""
 
-@dataclass(frozen=True)
-class Summary:
-    """A checkpoint in numbers. ``dtype`` is the type most stored bytes have."""
 
-    layout: str
-    files: int
-    num_bytes: int
-    dtype: str
-    parameters: int
-    active_parameters: int
-    vision_tensors: int
-    has_tokenizer: bool
-    fingerprint: str
-    config: TextConfig
+@dataclass
+class TypeCount:
+    """What of a checkpoint is stored in one type. ``parameters`` counts two for a byte of packed FP4."""
+
+    tensors: int = 0
+    parameters: int = 0
+    num_bytes: int = 0
+
+
+@dataclass
+class Inspection:
+    """A checkpoint in numbers, and its problems in words; plain values throughout, fit for JSON.
+
+    Attributes:
+        family: of the files described; None where the folder has none.
+        families: all that the folder has.
+        layout: None where the files do not show one that is read.
+        names: prefix style of Hugging Face names.
+        num_bytes: of all tensors found.
+        types: safetensors' spelling -> counts.
+        parameters: by the configuration, text and vision; 0 without one. Scales do not count.
+        scales: scale scalars stored.
+        active_parameters: that act on one token, embedding and head included.
+        vision_tensors: stored.
+        companions: names of the files beside weights, configuration and sums.
+        skipped: stored tensors that hold no weight.
+        fingerprint: None where there are problems.
+        problems: one sentence each, with file, tensor and fix.
+    """
+
+    folder: str
+    family: Family | None = None
+    families: tuple[Family, ...] = ()
+    layout: Layout | None = None
+    names: HfNames | None = None
+    files: tuple[str, ...] = ()
+    tensors: int = 0
+    num_bytes: int = 0
+    types: dict[str, TypeCount] = field(default_factory=dict)
+    parameters: int = 0
+    text_parameters: int = 0
+    vision_parameters: int = 0
+    scales: int = 0
+    active_parameters: int = 0
+    vision_tensors: int = 0
+    config: ModelConfig | None = None
+    softmax_scale: str | None = None
+    has_config: bool = False
+    has_tokenizer: bool = False
+    has_sums: bool = False
+    companions: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    fingerprint: str | None = None
+    problems: list[str] = field(default_factory=list)
+
+    def note(self, error: MS4Error) -> None:
+        """Add a problem."""
+        self.problems.append(str(error))
+
+    def note_some(self, errors: Sequence[MS4Error] | Sequence[Mismatch], rest: str) -> None:
+        """Add the first problems of a kind, and count the others in the words of ``rest``."""
+        for error in errors[:MAX_OF_A_KIND]:
+            self.note(error if isinstance(error, MS4Error) else error.error)
+        if len(errors) > MAX_OF_A_KIND:
+            self.problems.append(f"{len(errors) - MAX_OF_A_KIND:,} {rest}")
 
 
 def active_parameters(config: TextConfig) -> int:
@@ -39,25 +106,92 @@ def active_parameters(config: TextConfig) -> int:
     return config.num_parameters() - idle
 
 
-def summarise(folder: str | Path) -> Summary:
-    """Check a checkpoint's headers against its configuration and describe it.
+def inspect_checkpoint(folder: str | Path, *, family: FamilyChoice = "auto") -> Inspection:
+    """Describe a checkpoint of any layout, whole or damaged; problems are collected, not raised."""
+    folder = Path(folder)
+    found = Inspection(str(folder))
+    try:
+        chosen = find_family(folder, family)
+    except MS4Error as error:
+        found.note(error)
+        return found
+    found.family, found.families = chosen, tuple(families_present(folder))
+    _describe_folder(folder, chosen, found)
+    try:
+        found.config = read_model_config(folder, family=chosen)
+    except MS4Error as error:
+        found.note(error)
+    else:
+        _count_parameters(found.config, found)
+    stored = locate(folder, chosen, found.note)
+    found.skipped = tuple(name for name in stored if is_extra(name))
+    found.files = tuple(sorted({item.file.name for item in stored.values()}))
+    _count_types(stored, found)
+    if stored:
+        _check(folder, chosen, stored, found)
+    return found
 
-    Raises:
-        WeightsError: the configuration or a tensor is missing, unexpected or misshapen.
-        UntrustedInputError: a file is cut off or damaged.
-    """
-    config = read_config(folder)
-    checkpoint = scan_checkpoint(folder)
-    check_tensors(checkpoint, expected_shapes(config))
-    return Summary(
-        layout=checkpoint.layout,
-        files=len(checkpoint.files),
-        num_bytes=checkpoint.num_bytes,
-        dtype=str(checkpoint.dtype).removeprefix("torch."),
-        parameters=config.num_parameters(),
-        active_parameters=active_parameters(config),
-        vision_tensors=len(checkpoint.vision_names),
-        has_tokenizer=(Path(folder) / TOKENIZER_FILE).is_file(),
-        fingerprint=base_fingerprint(folder),
-        config=config,
-    )
+
+def _describe_folder(folder: Path, family: Family, found: Inspection) -> None:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    found.has_config, found.has_tokenizer, found.has_sums = (name in names for name in (CONFIG_FILES[family], TOKENIZER_FILE, SUMS_FILE))
+    own = {*CONFIG_FILES.values(), SUMS_FILE}
+    found.companions = tuple(name for name in names if name not in own and not name.endswith((".safetensors", ".safetensors.index.json")))
+
+
+def _count_parameters(config: ModelConfig, found: Inspection) -> None:
+    found.softmax_scale = config.text.softmax_scale
+    found.parameters = config.num_parameters()
+    found.text_parameters = config.text.num_parameters()
+    found.vision_parameters = found.parameters - found.text_parameters
+    found.active_parameters = active_parameters(config.text)
+
+
+def _count_types(stored: Mapping[str, StoredTensor], found: Inspection) -> None:
+    found.tensors = len(stored)
+    found.num_bytes = sum(item.num_bytes for item in stored.values())
+    found.vision_tensors = sum(is_vision(name) for name in stored)
+    for name, item in stored.items():
+        count = found.types.setdefault(item.info.dtype, TypeCount())
+        count.tensors += 1
+        count.num_bytes += item.num_bytes
+        count.parameters += math.prod(item.info.shape) * (2 if name.endswith(".weight_packed") else 1)
+    found.types = dict(sorted(found.types.items(), key=lambda entry: -entry[1].num_bytes))
+
+
+def _check(folder: Path, family: Family, stored: dict[str, StoredTensor], found: Inspection) -> None:
+    try:
+        evidence = weigh_evidence(stored, family)
+    except MS4Error as error:
+        found.note(error)
+        return
+    found.layout = evidence.layout(family)
+    found.names = evidence.hf_names if family == "hf" else None
+    if found.config is None:
+        return
+    try:
+        check_declared(folder, family, evidence, stored)
+    except MS4Error as error:
+        found.note(error)
+    table = table_of(found.config, family, evidence, stored)
+    mismatches: dict[str, list[Mismatch]] = {}
+    for mismatch in HeaderCheck.compare(folder, family, table, stored).mismatches():
+        mismatches.setdefault(mismatch.kind, []).append(mismatch)
+    for kind, group in mismatches.items():
+        found.note_some(group, f"more tensors are {kind}.")
+    files = OpenFiles()
+    scalars = []
+    for name, spec in table.tensors().items():
+        item = stored.get(name)
+        if spec.kind == "scalar" and item is not None and item.info.dtype in READABLE["scalar"] and fits(item.info.shape, spec):
+            scalars.append(item)
+    bad: list[MS4Error] = []
+    values = read_scalars(files, scalars, bad.append)
+    found.note_some(bad, "more scales are no positive numbers.")
+    found.scales = sum(scale.numel() for scale in values.values())
+    if not found.problems:
+        checkpoint = Checkpoint(folder, family, table, stored, found.skipped, values, files)
+        try:
+            found.fingerprint = fingerprint(checkpoint)
+        except MS4Error as error:
+            found.note(error)

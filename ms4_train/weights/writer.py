@@ -1,7 +1,10 @@
 """Writing a checkpoint folder that transformers loads and that is whole or absent.
 
 Tensors arrive one by one (they may be gathered from other processes as they are asked for) and are written in shards, so that the peak
-is one shard. Exercise it: ``pytest tests/ms4_train/weights/test_writer.py``.
+is one shard; each shard is hashed while the next one is made. What nobody trained here comes from the base as it lies there: vision
+weights, the files beside the weights, FP8 scales. Exercise it: ``pytest tests/ms4_train/weights/test_writer.py``.
+
+Not covered: layouts other than Hugging Face's in one type (``ms4_train.weights.convert`` makes those from what is written here).
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
@@ -20,16 +24,26 @@ from torch import Tensor
 from ms4_train.errors import WeightsError
 from ms4_train.model import TextConfig
 from ms4_train.untrusted import read_bytes
+from ms4_train.weights.checkpoint import Checkpoint
+from ms4_train.weights.checksums import SUMS_FILE, file_sha256, write_sums
+from ms4_train.weights.companions import COMPANIONS, read_companions
+from ms4_train.weights.detect import INDEX_FILES, SINGLE_FILES
 from ms4_train.weights.folder import whole_folder
-from ms4_train.weights.hf_config import CONFIG_FILE, to_generation_config, to_hf_config
+from ms4_train.weights.hf_config import CONFIG_FILE, to_generation_config, to_hf_model_config
+from ms4_train.weights.layouts import HfNames
 from ms4_train.weights.loading import expected_shapes
 from ms4_train.weights.names import and_more, nearest
-from ms4_train.weights.reader import INDEX_FILE, SINGLE_FILE
+from ms4_train.weights.pieces import ModelConfig, Part, Piece
+from ms4_train.weights.scales_file import SCALES_FILE, read_scales, scales_of, scales_text
 
+SINGLE_FILE, INDEX_FILE = SINGLE_FILES["hf"], INDEX_FILES["hf"]
+GENERATION_FILE = "generation_config.json"
 TOKENIZER_FILE = "tekken.json"
 MAX_TOKENIZER_BYTES = 64 << 20
-OWN_FILES = (SINGLE_FILE, "model-*.safetensors", INDEX_FILE, CONFIG_FILE, "generation_config.json", TOKENIZER_FILE)
+OWN_FILES = (SINGLE_FILE, "model-*.safetensors", INDEX_FILE, CONFIG_FILE, GENERATION_FILE, SUMS_FILE, SCALES_FILE, *COMPANIONS)
 """What a written folder consists of; a folder of nothing else may be replaced."""
+_OF_A_TOKENIZER = ("tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges")
+"""Beginnings of the names of files that say in Hugging Face's words what tekken.json says."""
 
 
 def save_model(
@@ -39,26 +53,31 @@ def save_model(
     config: TextConfig,
     dtype: torch.dtype | None = None,
     tokenizer_file: Path | None = None,
+    base: Checkpoint | None = None,
     max_shard_bytes: int = 5 << 30,
     replace: bool = True,
 ) -> None:
-    """Write a text model in transformers' layout: safetensors, ``config.json``, ``generation_config.json`` and the tokenizer.
+    """Write a model in transformers' layout: safetensors, ``config.json``, ``generation_config.json``, the tokenizer and ``SHA256SUMS``.
 
-    Everything is written beside ``folder``, flushed, and renamed when whole; the free space is checked first.
+    Everything is written beside ``folder``, flushed, and renamed when whole; the free space is checked first. With a ``base`` that has
+    vision the model is written as ``Mistral3ForConditionalGeneration``, under the names of the public repository's files, else as a text
+    model.
 
     Args:
-        state: full tensors under our names, as a mapping or as pairs that may be made one at a time.
+        state: full text tensors under our names, as a mapping or as pairs that may be made one at a time.
         folder: where to; made, with its parents.
-        config: of the model; its softmax scale is written so that transformers computes it.
-        dtype: type of the stored tensors; None keeps that of the first tensor.
-        tokenizer_file: copied as ``tekken.json``.
+        config: of the text network; its softmax scale is written so that transformers computes it.
+        dtype: type of the stored text tensors; None keeps that of the first tensor.
+        tokenizer_file: copied as ``tekken.json``; default: the base's.
+        base: what the model was made from, in any layout. Its vision weights go along bit for bit, in their own type, and so do its
+            companions (``ms4_train.weights.companions``) and, as ``fp8_scales.json``, its FP8 scales.
         max_shard_bytes: a file holds at most this much, or one tensor.
         replace: whether an earlier checkpoint written here may be replaced; other content never is.
 
     Raises:
-        WeightsError: a tensor is missing, unexpected or misshapen.
+        WeightsError: a tensor is missing, unexpected or misshapen, or what the base gives cannot be read.
         StorageError: the disk is full, or ``folder`` holds other files.
-        UntrustedInputError: ``tokenizer_file`` cannot be read.
+        UntrustedInputError: the tokenizer or a companion cannot be read.
     """
     pairs = cast(Iterator[tuple[str, Tensor]], iter(state.items() if isinstance(state, Mapping) else state))
     if dtype is None:
@@ -67,15 +86,58 @@ def save_model(
             raise WeightsError("there are no tensors to write.", file=folder)
         dtype = first[1].dtype
         pairs = itertools.chain([first], pairs)
-    tokenizer = None if tokenizer_file is None else read_bytes(tokenizer_file, max_bytes=MAX_TOKENIZER_BYTES)
+    small_files = _small_files(config, tokenizer_file, base)
+    vision = vision_pieces(base)
+    if base is not None and vision and base.config.text.hidden_size != config.hidden_size:
+        what = f"is {config.hidden_size}, but the base whose vision should go along has {base.config.text.hidden_size}."
+        raise WeightsError(what, file=base.folder, key="hidden_size", fix="give the model that these weights were made from.")
+    whole = ModelConfig(config, base.config.vision if base is not None else None)
+    names = HfNames.DISK if vision else HfNames.TEXT
     shapes = expected_shapes(config)
-    needed = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize + len(tokenizer or b"")
+    needed = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    needed += sum(map(len, small_files.values()))
+    if base is not None:
+        needed += sum(base.stored[base.place(piece).values].num_bytes for piece in vision)
     with whole_folder(Path(folder), needed_bytes=needed, replaceable=OWN_FILES if replace else None) as temporary:
-        _write_shards(_checked(pairs, shapes, dtype), temporary, max_shard_bytes)
-        _write_json(temporary / CONFIG_FILE, to_hf_config(config, dtype=dtype))
-        _write_json(temporary / "generation_config.json", to_generation_config(config))
-        if tokenizer is not None:
-            (temporary / TOKENIZER_FILE).write_bytes(tokenizer)
+        text = ((names.stored(name), tensor) for name, tensor in _checked(pairs, shapes, dtype))
+        sums = _write_shards(itertools.chain(text, _untouched(base, vision, names)), temporary, max_shard_bytes)
+        _write_json(temporary / CONFIG_FILE, to_hf_model_config(whole, dtype=dtype))
+        for name, content in small_files.items():
+            (temporary / name).write_bytes(content)
+        rest = (path.name for path in temporary.iterdir() if path.name not in sums)
+        write_sums(temporary, sums | {name: file_sha256(temporary / name) for name in sorted(rest)})
+
+
+def vision_pieces(base: Checkpoint | None) -> list[Piece]:
+    """The pieces of tower, patch merger and projector that a checkpoint holds; none for a text-only one."""
+    return [] if base is None else [piece for piece in base.pieces().values() if piece.part is Part.VISION]
+
+
+def _small_files(config: TextConfig, tokenizer_file: Path | None, base: Checkpoint | None) -> dict[str, bytes]:
+    """Name -> content of everything that is neither weights nor the model's configuration."""
+    files = {GENERATION_FILE: _json_bytes(to_generation_config(config))}
+    if base is not None:
+        files |= read_companions(base.folder)
+        scales = scales_of(base)
+        if not scales and (base.folder / SCALES_FILE).exists():
+            scales = read_scales(base.folder / SCALES_FILE, base.config)  # the base was itself made from an FP8 one
+        if scales:
+            files[SCALES_FILE] = scales_text(scales).encode()
+    if tokenizer_file is not None:
+        tokenizer = read_bytes(tokenizer_file, max_bytes=MAX_TOKENIZER_BYTES)
+        if files.get(TOKENIZER_FILE, tokenizer) != tokenizer:  # another tokenizer than the base's, whose other forms would contradict it
+            files = {name: content for name, content in files.items() if not name.startswith(_OF_A_TOKENIZER)}
+        files[TOKENIZER_FILE] = tokenizer
+    return files
+
+
+def _untouched(base: Checkpoint | None, vision: list[Piece], names: HfNames) -> Iterator[tuple[str, Tensor]]:
+    """The vision weights of the base, read one at a time."""
+    for piece in vision:
+        assert base is not None
+        tensor = base.read_piece(piece)
+        assert isinstance(tensor, Tensor), "no layout quantises vision"
+        yield names.stored(piece.name), tensor
 
 
 def _checked(
@@ -101,34 +163,47 @@ def _checked(
         raise WeightsError(f"the weight is missing{and_more(missing)}.", key=missing[0], fix="write all tensors of the model.")
 
 
-def _write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, max_shard_bytes: int) -> None:
+def _write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, max_shard_bytes: int) -> dict[str, str]:
+    """Write the tensors into files of at most ``max_shard_bytes`` and, for several, their index; returns file name -> SHA-256."""
     shards: list[list[str]] = []
+    digests: list[Future[str]] = []
     pending: dict[str, Tensor] = {}
     pending_bytes = total_bytes = 0
+    with ThreadPoolExecutor(1) as hashing:
 
-    def flush() -> None:
-        save_file(pending, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
-        shards.append(list(pending))
-        pending.clear()
+        def flush() -> None:
+            path = folder / f"shard-{len(shards)}"
+            save_file(pending, path, metadata={"format": "pt"})
+            digests.append(hashing.submit(file_sha256, path))  # now, while the system still has the file in memory
+            shards.append(list(pending))
+            pending.clear()
 
-    for name, tensor in tensors:
-        if pending and pending_bytes + tensor.nbytes > max_shard_bytes:
-            flush()
-            pending_bytes = 0
-        pending[name] = tensor
-        pending_bytes += tensor.nbytes
-        total_bytes += tensor.nbytes
-    flush()
+        for name, tensor in tensors:
+            if pending and pending_bytes + tensor.nbytes > max_shard_bytes:
+                flush()
+                pending_bytes = 0
+            pending[name] = tensor
+            pending_bytes += tensor.nbytes
+            total_bytes += tensor.nbytes
+        flush()
+        sums = [digest.result() for digest in digests]
     if len(shards) == 1:
         (folder / "shard-0").rename(folder / SINGLE_FILE)
-        return
+        return {SINGLE_FILE: sums[0]}
     weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards):
+    files: dict[str, str] = {}
+    for number, (names, digest) in enumerate(zip(shards, sums, strict=True)):
         file_name = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         (folder / f"shard-{number}").rename(folder / file_name)
         weight_map.update(dict.fromkeys(names, file_name))
+        files[file_name] = digest
     _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))})
+    return files
 
 
 def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_bytes(_json_bytes(content))
+
+
+def _json_bytes(content: object) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()

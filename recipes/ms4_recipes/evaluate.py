@@ -27,7 +27,8 @@ from ms4_train.config.evaluation import EvalRun
 from ms4_train.config.schema import ModelSection
 from ms4_train.errors import EvaluationError
 from ms4_train.model import Mistral4ForCausalLM
-from ms4_train.weights import base_fingerprint, load_model
+from ms4_train.weights import base_fingerprint, load_model, open_checkpoint
+from ms4_train.weights.base_weights import base_weights_line
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # What changes neither prompts nor samples nor the report's numbers stays out of the recorded configuration.
@@ -47,7 +48,7 @@ def run(config: EvalRun) -> Path:
     console = Console()
     plans = make_plans(build_tasks(config.tasks), config.modes)
     require_usable_store(Path(config.store))
-    model, tokenizer, identity = load_model_under_test(config.model)
+    model, tokenizer, identity = load_model_under_test(config.model, console)
     record = RunRecord(label=config.label or default_label(config.model), model=identity, seed=config.seed)
     client = EngineClient(
         model, tokenizer, identity=identity, max_batch_size=config.engine.max_batch_size, max_context=config.engine.max_context
@@ -84,28 +85,38 @@ def require_usable_store(path: Path) -> None:
             pass
 
 
-def load_model_under_test(section: ModelSection) -> tuple[Mistral4ForCausalLM, ChatTokenizer, dict[str, Any]]:
-    """Model with its adapter, tokenizer, and what identifies them.
+def load_model_under_test(
+    section: ModelSection, console: Console | None = None
+) -> tuple[Mistral4ForCausalLM, ChatTokenizer, dict[str, Any]]:
+    """Model with its adapter, tokenizer, and what identifies them; says on ``console`` how quantised weights are held.
+
+    Weights that are kept quantised have the values that they have dequantised to the same type, so they identify the same model.
 
     Raises:
         MS4Error: a file is missing, malformed, or belongs to another model.
     """
     fingerprint = base_fingerprint(section.path)
-    tokenizer_path = Path(section.tokenizer or Path(section.path) / "tekken.json")
-    tokenizer = ChatTokenizer.from_file(tokenizer_path)
+    tokenizer = ChatTokenizer.of_model(section.path, section.tokenizer)
     model = load_model(
         section.path,
         dtype=getattr(torch, section.dtype),
         softmax_scale=section.softmax_scale,
         experts_backend=section.experts_backend,
+        dequantise=section.dequantizes(default=True),
     )
+    layout = open_checkpoint(section.path).layout
+    line = base_weights_line(layout, model)
+    if console is not None and line is not None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     identity: dict[str, Any] = {
         "weights": fingerprint,
-        "tokenizer": file_hash(tokenizer_path),
+        "tokenizer": file_hash(tokenizer.path),
         "dtype": section.dtype,
         "softmax_scale": model.config.softmax_scale,
         "adapter": None,
     }
+    if layout.encoding != "plain" and section.dtype != "bfloat16":
+        identity["encoding"] = layout.encoding  # finer values than those of a bf16 conversion, which has the same fingerprint
     if section.adapter is not None:
         load_adapter(model, section.adapter, base_fingerprint=fingerprint)
         identity["adapter"] = content_hash([file_hash(Path(section.adapter) / name) for name in _ADAPTER_FILES])

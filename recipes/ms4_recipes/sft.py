@@ -12,16 +12,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
-from ms4_train.adapters import AttachReport, adapter_tensors, attach, attach_report, load_adapter, save_adapter
+from ms4_recipes.export import export
+from ms4_recipes.prepare_model import PreparedModel, prepare_model
 from ms4_train.chat import ChatTokenizer
 from ms4_train.checkpoint import (
     FolderLock,
@@ -36,7 +35,7 @@ from ms4_train.checkpoint import (
 )
 from ms4_train.config.schema import AdapterSection, SftRun
 from ms4_train.data import PackedBatch, Survey, TrainLoader, build_eval_batches, build_loader, prepare
-from ms4_train.errors import AdapterError, ConfigError
+from ms4_train.errors import ConfigError
 from ms4_train.model import Mistral4ForCausalLM
 from ms4_train.parallel import Mesh, TrainEngine, init_mesh, make_engine, shard_experts
 from ms4_train.storage import require_free_bytes
@@ -55,7 +54,7 @@ from ms4_train.training import (
     train,
 )
 from ms4_train.untrusted import read_bytes
-from ms4_train.weights import base_fingerprint, load_model, read_config, save_model
+from ms4_train.weights import base_fingerprint, read_config
 
 _LOG = logging.getLogger(__name__)
 MAX_TOKENIZER_BYTES = 64 << 20
@@ -84,7 +83,9 @@ def run(config: SftRun, *, dry_run: bool = False) -> Path:
         if dry_run:
             return Path(config.output_dir)
         engine = train_run(plan)
-        return export(plan, engine)
+        folder = export(plan, engine)
+        Console(soft_wrap=True, highlight=False, quiet=not mesh.is_main).print(f"written: {folder}", markup=False)
+        return folder
     finally:
         mesh.close()
         if lock is not None:
@@ -102,14 +103,22 @@ class Plan:
     loader: TrainLoader
     eval_batches: list[PackedBatch]
     base_fingerprint: str
-    model: Mistral4ForCausalLM
-    adapter: AdapterSection | None
-    attached: AttachReport | None
+    prepared: PreparedModel
     trained: TrainedParameters
     flops: FlopCounter
     identity: dict[str, Any]
     saved: SavedRun | None
     length: RunLength
+
+    @property
+    def model(self) -> Mistral4ForCausalLM:
+        """The model, with its adapter if it has one."""
+        return self.prepared.model
+
+    @property
+    def adapter(self) -> AdapterSection | None:
+        """The adapter that is trained; None where every parameter is."""
+        return self.prepared.adapter
 
     @property
     def checkpoints(self) -> Path:
@@ -131,11 +140,11 @@ def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
     """
     training = config.training
     vocab_size = read_config(config.model.path).vocab_size
-    tokenizer = ChatTokenizer.from_file(config.model.tokenizer or Path(config.model.path) / "tekken.json")
+    tokenizer = ChatTokenizer.of_model(config.model.path, config.model.tokenizer)
     tokenizer.check_model(vocab_size)
-    prepared = prepare(config.data, tokenizer)
-    prepared.require_usable()
-    place: dict[str, Any] = {"rank": mesh.rank, "world_size": mesh.world_size, "prepared": prepared}
+    rows = prepare(config.data, tokenizer)
+    rows.require_usable()
+    place: dict[str, Any] = {"rank": mesh.rank, "world_size": mesh.world_size, "prepared": rows}
     loader = build_loader(config.data, tokenizer, batch_size=training.per_device_train_batch_size, seed=config.seed, **place)
     eval_batches: list[PackedBatch] = []
     if training.eval_strategy != "no":
@@ -151,7 +160,7 @@ def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
     length = run_length(config, loader, mesh)
 
     base = base_fingerprint(config.model.path)
-    model, adapter, attached = prepare_model(config, mesh, base)
+    prepared = prepare_model(config, mesh, base)
 
     identity = run_identity(config, base_fingerprint=base, tokenizer_sha256=file_sha256(tokenizer.path))
     saved = None
@@ -164,15 +173,13 @@ def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
         config=config,
         mesh=mesh,
         tokenizer=tokenizer,
-        survey=prepared.survey,
+        survey=rows.survey,
         loader=loader,
         eval_batches=eval_batches,
         base_fingerprint=base,
-        model=model,
-        adapter=adapter,
-        attached=attached,
-        trained=TrainedParameters.of_model(model),
-        flops=FlopCounter.of_model(model),
+        prepared=prepared,
+        trained=TrainedParameters.of_model(prepared.model),
+        flops=FlopCounter.of_model(prepared.model),
         identity=identity,
         saved=saved,
         length=dataclasses.replace(length, first_step=saved.step if saved else 0),
@@ -186,7 +193,9 @@ def announce_run(plan: Plan) -> None:
         StorageError: two checkpoints would not fit on the disk.
     """
     console, training = Console(soft_wrap=True, highlight=False, quiet=not plan.mesh.is_main), plan.config.training
-    for line in announcement(plan.trained, plan.attached, plan.survey, plan.length, training):
+    if plan.prepared.base_weights is not None:
+        console.print(plan.prepared.base_weights, markup=False)
+    for line in announcement(plan.trained, plan.prepared.attached, plan.survey, plan.length, training):
         console.print(line, markup=False)
     if training.save_strategy != "no" and plan.mesh.is_main:
         require_free_bytes(plan.checkpoints, 2 * plan.state_bytes)  # a new one is written before the old one goes
@@ -252,38 +261,6 @@ def train_run(plan: Plan) -> TrainEngine:
     return engine
 
 
-def export(plan: Plan, engine: TrainEngine) -> Path:
-    """Write the tuned model or adapter. Collective: every rank gathers, the main one writes."""
-    config, output_dir, is_main = plan.config, Path(plan.config.output_dir), plan.mesh.is_main
-    if plan.adapter is None:
-        folder = output_dir / "model"
-        pairs = engine.full_parameters([name for name, _ in plan.model.named_parameters()])
-        if is_main:
-            save_model(pairs, folder, config=plan.model.config, tokenizer_file=plan.tokenizer.path)
-        else:
-            _walk_through(pairs)
-    else:
-        folder = output_dir / "adapter"
-        tensors = {name: tensor.cpu() for name, tensor in engine.full_parameters(list(adapter_tensors(plan.model)))}
-        if is_main:
-            save_adapter(
-                tensors,
-                folder,
-                section=plan.adapter,
-                config=plan.model.config,
-                base_path=config.model.path,
-                base_fingerprint=plan.base_fingerprint,
-            )
-    Console(soft_wrap=True, highlight=False, quiet=not is_main).print(f"written: {folder}", markup=False)
-    return folder
-
-
-def _walk_through(pairs: Iterator[tuple[str, Tensor]]) -> None:
-    """Take part in gathering without keeping anything."""
-    for _ in pairs:
-        pass
-
-
 def make_deterministic(seed: int) -> None:
     """Seed everything, and let the same run on the same machine give the same bits.
 
@@ -293,71 +270,6 @@ def make_deterministic(seed: int) -> None:
     if not torch.cuda.is_available():
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # it guards against a defect we test for
-
-
-def prepare_model(config: SftRun, mesh: Mesh, base: str) -> tuple[Mistral4ForCausalLM, AdapterSection | None, AttachReport | None]:
-    """The model on this rank's device with what will be trained unfrozen, and its adapter if it has one.
-
-    With expert parallelism only this rank's experts are read.
-
-    Raises:
-        WeightsError: the model's files.
-        AdapterError: a target that matches nothing, or an adapter of another model.
-        ConfigError: a router that would be trained and then lost.
-    """
-    section, adapter, train_router = config.model, config.adapter, config.training.train_router
-    if section.adapter is not None:
-        raise ConfigError(
-            "training on top of another adapter is not possible.",
-            key="model.adapter",
-            fix="go on training it with adapter.init_from, or merge it first (`ms4 model merge`).",
-        )
-    if adapter is not None and train_router:
-        raise ConfigError(
-            "an adapter file cannot hold a fully trained router.", key="training.train_router", fix="leave it out, or train the full model."
-        )
-    expert_range = None
-    if mesh.expert_parallel_size > 1:
-        expert_range = mesh.expert_range(read_config(section.path).n_routed_experts)
-    model = load_model(
-        section.path,
-        dtype=getattr(torch, section.dtype),
-        softmax_scale=section.softmax_scale,
-        experts_backend=section.experts_backend,
-        expert_range=expert_range,
-    )
-    attached = None
-    if adapter is not None and adapter.init_from is not None:
-        adapter = go_on_with_adapter(model, adapter, base)
-        attached = attach_report(model, adapter)
-    elif adapter is not None:
-        attached = attach(model, adapter)
-    elif train_router is False:
-        for name, parameter in model.named_parameters():
-            if name.endswith("mlp.gate.weight"):
-                parameter.requires_grad_(False)
-    model.gradient_checkpointing = config.training.gradient_checkpointing
-    return model.to(mesh.device), adapter, attached
-
-
-def go_on_with_adapter(model: Mistral4ForCausalLM, section: AdapterSection, base: str) -> AdapterSection:
-    """Load the adapter that is to be trained further; its file decides rank and targets.
-
-    Raises:
-        AdapterError: it belongs to another model, or the configuration asks for something else than the file holds.
-    """
-    assert section.init_from is not None
-    stored = load_adapter(model, section.init_from, trainable=True, base_fingerprint=base)
-    for key in section.model_fields_set - {"init_from"}:
-        asked, found = getattr(section, key), getattr(stored, key)
-        if (sorted(asked) if isinstance(asked, list) else asked) != (sorted(found) if isinstance(found, list) else found):
-            raise AdapterError(
-                f"is {asked!r}, but the adapter to go on with has {found!r}.",
-                file=section.init_from,
-                key=f"adapter.{key}",
-                fix="remove the key.",
-            )
-    return stored
 
 
 def run_length(config: SftRun, loader: TrainLoader, mesh: Mesh) -> RunLength:

@@ -41,9 +41,9 @@ def some_ids(count: int = 48, vocab_size: int = 512) -> Tensor:
 
 
 @torch.no_grad()
-def our_logits(model: Mistral4ForCausalLM) -> Tensor:
-    """Logits of one document of ``some_ids``."""
-    ids_t = some_ids()
+def our_logits(model: Mistral4ForCausalLM, ids_t: Tensor | None = None) -> Tensor:
+    """Logits of one document; default: ``some_ids``."""
+    ids_t = some_ids() if ids_t is None else ids_t
     return model.logits(model(ids_t, SequenceLayout.from_lengths([len(ids_t)])))
 
 
@@ -71,6 +71,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     header: dict[str, Any] = {}
     data = b""
     kinds = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int8: "I8", torch.float8_e4m3fn: "F8_E4M3"}
+    kinds |= {torch.uint8: "U8", torch.int32: "I32", torch.float64: "F64", torch.float8_e5m2: "F8_E5M2"}
     for name, tensor in tensors.items():
         raw = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
         header[name] = {"dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [len(data), len(data) + len(raw)]}
@@ -79,11 +80,12 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
-def rewrite(folder: Path, change: Any) -> None:
-    """Pass the tensors of ``model.safetensors`` through ``change`` (a function of the dict, in place) and write them back."""
-    tensors = load_file(folder / "model.safetensors")
+def rewrite(folder: Path, change: Any, file: str = "") -> None:
+    """Pass the tensors of the folder's only safetensors file through ``change`` (a function of the dict, in place); write them back."""
+    path = folder / file if file else next(path for path in folder.iterdir() if path.suffix == ".safetensors")
+    tensors = load_file(path)
     change(tensors)
-    write_safetensors(folder / "model.safetensors", tensors)
+    write_safetensors(path, tensors)
 
 
 def edit_json(path: Path, change: Any) -> None:

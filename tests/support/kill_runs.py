@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import peft  # noqa: F401 - so that no fork has to import it
+from support.checkpoints import ATTENTION, SHARED, STACKS
 from support.forks import fork, wait
+from support.layouts import native_fp8_folder
 from support.sft_files import sft_run, write_files
 
 from ms4_recipes import sft
@@ -28,6 +30,7 @@ from ms4_train.tracking.jsonl import JsonlTracker
 STEPS, SAVED = 20, 10
 TRAINING = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": SAVED, "save_total_limit": 2}
 LORA = {"r": 4, "lora_dropout": 0.2, "target_modules": ["q_a_proj", "q_b_proj", "kv_b_proj", "o_proj"]}
+EVERYTHING = {"r": 4, "target_modules": ATTENTION + SHARED, "target_parameters": STACKS}
 
 
 def in_fork(work: Callable[[], Any]) -> int:
@@ -103,7 +106,8 @@ def fingerprint(output: Path) -> dict[str, Any]:
     }
 
 
-def kill_and_resume(config: SftRun, prepare: Callable[[], None]) -> dict[str, Any]:
+def kill_and_resume(config: SftRun, prepare: Callable[[], None], then: SftRun | None = None) -> dict[str, Any]:
+    """Run until ``prepare`` kills it, and go on with the same configuration, or with ``then``."""
     output = Path(config.output_dir)
     shutil.rmtree(output, ignore_errors=True)
 
@@ -113,7 +117,7 @@ def kill_and_resume(config: SftRun, prepare: Callable[[], None]) -> dict[str, An
 
     code = in_fork(doomed)
     left = sorted(path.name for path in (output / "checkpoints").iterdir())
-    resumed = in_fork(lambda: sft.run(config))
+    resumed = in_fork(lambda: sft.run(then or config))
     return {"killed": code, "left": left, "resumed": resumed, **fingerprint(output)}
 
 
@@ -172,12 +176,18 @@ def main(folder: Path) -> None:
     write_files(folder)
     full, lora = sft_run(folder, "full", training=TRAINING), sft_run(folder, "lora", training=TRAINING, adapter=LORA)
 
+    native_fp8_folder(folder / "fp8 base", tokenizer=True)
+    fp8 = sft_run(folder, "fp8", training=TRAINING, adapter=EVERYTHING, model={"path": str(folder / "fp8 base")})
+
     def copy(config: SftRun, name: str) -> SftRun:
         return config.model_copy(update={"output_dir": str(folder / name)})
 
-    results: dict[str, Any] = {"straight": straight(full), "straight lora": straight(lora)}
+    results: dict[str, Any] = {"straight": straight(full), "straight lora": straight(lora), "straight fp8": straight(fp8)}
     results["kills"] = {name: kill_and_resume(copy(full, "killed"), prepare) for name, prepare in scenarios().items()}
     results["lora killed"] = kill_and_resume(copy(lora, "lora killed"), lambda: die_after_step(13))
+    results["fp8 killed"] = kill_and_resume(copy(fp8, "fp8 killed"), lambda: die_after_step(13))
+    wide = fp8.model_copy(update={"model": fp8.model.model_copy(update={"dequantize": True})})
+    results["fp8 resumed dequantised"] = kill_and_resume(copy(fp8, "fp8 wide"), lambda: die_after_step(13), copy(wide, "fp8 wide"))
     results["signalled"] = signalled(copy(full, "signalled"))
     results["other loader state"] = resume_changed(
         copy(full, "loader"), "state.json", lambda state: state["loader"]["order"].update(cursor=state["loader"]["order"]["cursor"] + 1)

@@ -12,6 +12,8 @@ projections: o features out, i features in, p LoRA rank.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,10 +25,18 @@ from torch.autograd.function import once_differentiable
 from ms4_kernels.moe.grouped import rows_by_rows, rows_by_weight, rows_by_weight_transposed
 from ms4_kernels.moe.lora import ExpertLora
 from ms4_kernels.moe.sorting import ExpertOrder, sort_by_expert
+from ms4_kernels.quantised import QuantisedWeight
+
+_Parameter = Tensor | QuantisedWeight | None
 
 
 def experts_cpu(
-    hidden_td: Tensor, gate_up_eid: Tensor, down_edn: Tensor, expert_ids_tk: Tensor, weights_tk: Tensor, lora: ExpertLora | None = None
+    hidden_td: Tensor,
+    gate_up_eid: Tensor | QuantisedWeight,
+    down_edn: Tensor | QuantisedWeight,
+    expert_ids_tk: Tensor,
+    weights_tk: Tensor,
+    lora: ExpertLora | None = None,
 ) -> Tensor:
     """Apply the experts. Arguments as for :func:`ms4_kernels.moe.experts`."""
     lora = lora or ExpertLora()
@@ -48,7 +58,7 @@ def experts_cpu(
 class _Projection(NamedTuple):
     """One stacked projection of all experts with its optional low-rank update."""
 
-    weight_eoi: Tensor
+    weight_eoi: Tensor | QuantisedWeight
     a_epi: Tensor | None
     b_eop: Tensor | None
     scale: float
@@ -90,22 +100,24 @@ class _Experts(torch.autograd.Function):
         expert_ids_tk: Tensor,
         gate_up_scale: float,
         down_scale: float,
-        *parameters: Tensor | None,
+        *parameters: _Parameter,
     ) -> Tensor:
         gate_up, down = _Projection(*parameters[:3], gate_up_scale), _Projection(*parameters[3:], down_scale)  # type: ignore[arg-type]
         order = sort_by_expert(expert_ids_tk, gate_up.weight_eoi.shape[0])
         h_ri = gate_up.forward(hidden_td.index_select(0, order.token_r), order.ends_e)
         gate_rn, up_rn = h_ri.chunk(2, dim=-1)
         y_rd = down.forward(F.silu(gate_rn).mul_(up_rn), order.ends_e)
-        ctx.save_for_backward(hidden_td, h_ri, weights_tk, *order, *parameters)
+        tensors, ctx.kinds = _flatten(parameters)
+        ctx.save_for_backward(hidden_td, h_ri, weights_tk, *order, *tensors)
         ctx.scales = (gate_up_scale, down_scale)
         return _gather_sum(y_rd, order.row_tk, weights_tk)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        hidden_td, h_ri, weights_tk, pair_r, row_tk, ends_e, *parameters = ctx.saved_tensors
-        gate_up, down = _Projection(*parameters[:3], scale=ctx.scales[0]), _Projection(*parameters[3:], scale=ctx.scales[1])
+        hidden_td, h_ri, weights_tk, pair_r, row_tk, ends_e, *tensors = ctx.saved_tensors
+        parameters = _restore(tensors, ctx.kinds)
+        gate_up, down = _Projection(*parameters[:3], ctx.scales[0]), _Projection(*parameters[3:], ctx.scales[1])  # type: ignore[arg-type]
         needs_hidden, needs_weights, needed = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[5:]
         token_r = ExpertOrder(pair_r, row_tk, ends_e).token_r
 
@@ -132,6 +144,23 @@ class _Experts(torch.autograd.Function):
             gate_up_grads = gate_up.parameter_grads(dh_ri, hidden_td.index_select(0, token_r), ends_e, needed[:3])
         dhidden_td = _gather_sum(gate_up.input_grad(dh_ri, ends_e), row_tk) if needs_hidden else None
         return dhidden_td, dweights_tk, None, None, None, *gate_up_grads, *down_grads
+
+
+def _flatten(parameters: Sequence[_Parameter]) -> tuple[list[Tensor | None], list[type[QuantisedWeight] | None]]:
+    """The tensors that parameters consist of, and which parameters are quantised: autograd keeps tensors only."""
+    tensors: list[Tensor | None] = []
+    kinds: list[type[QuantisedWeight] | None] = []
+    for parameter in parameters:
+        is_quantised = isinstance(parameter, QuantisedWeight)
+        tensors.extend(parameter.tensors if is_quantised else [parameter])
+        kinds.append(type(parameter) if is_quantised else None)
+    return tensors, kinds
+
+
+def _restore(tensors: Sequence[Any], kinds: Sequence[type[QuantisedWeight] | None]) -> list[_Parameter]:
+    """Undo :func:`_flatten`."""
+    left = iter(tensors)
+    return [next(left) if kind is None else kind(*itertools.islice(left, len(dataclasses.fields(kind)))) for kind in kinds]
 
 
 def _gather_sum(rows_rd: Tensor, row_tk: Tensor, weights_tk: Tensor | None = None) -> Tensor:

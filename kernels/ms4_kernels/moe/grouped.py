@@ -3,7 +3,8 @@
 A loop of plain products over the experts that have rows. ``torch.nn.functional.grouped_mm`` does the same inside and was measured equal
 (3.9 ms for 8192 rows of 128x128 over 32 experts, fp32, one thread), but it takes no fp64 and no LoRA rank whose rows are not multiples of
 16 bytes. Half precision is widened to fp32 one expert at a time: without matrix units a CPU multiplies bf16 some ten times slower (44 ms
-for the same product), and this accumulates in fp32 besides. Not differentiable: the caller writes its own backward.
+for the same product), and this accumulates in fp32 besides. A quantised stack is dequantised to the type of the rows, one expert at a
+time, and only experts that have rows. Not differentiable: the caller writes its own backward.
 Exercise it: ``pytest tests/kernels/ms4_kernels/moe/test_grouped.py``.
 
 Shape suffixes: e experts, r rows sorted by expert, i / o features of the input / output side.
@@ -12,25 +13,32 @@ Shape suffixes: e experts, r rows sorted by expert, i / o features of the input 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ms4_kernels.quantised import QuantisedWeight
 
-def rows_by_weight(rows_ri: Tensor, weight_eoi: Tensor, ends_e: Tensor) -> Tensor:
+
+def rows_by_weight(rows_ri: Tensor, weight_eoi: Tensor | QuantisedWeight, ends_e: Tensor) -> Tensor:
     """Return ``rows @ weight_e^T`` [R, O]: ``F.linear`` of each expert's rows.
 
     Args:
         rows_ri: [R, I] sorted by expert.
-        weight_eoi: [E, O, I], the type of the rows.
+        weight_eoi: [E, O, I], the type of the rows, or quantised.
         ends_e: integers [E], one past the last row of each expert; the last one is R.
     """
-    return _product(rows_ri, weight_eoi.transpose(1, 2), ends_e)
+    if isinstance(weight_eoi, Tensor):
+        return _product(rows_ri, weight_eoi.transpose(1, 2).unbind().__getitem__, ends_e, weight_eoi.shape[1])
+    return _product(rows_ri, lambda expert: weight_eoi.expert(expert).dequantise(rows_ri.dtype).t(), ends_e, weight_eoi.shape[1])
 
 
-def rows_by_weight_transposed(rows_ro: Tensor, weight_eoi: Tensor, ends_e: Tensor) -> Tensor:
+def rows_by_weight_transposed(rows_ro: Tensor, weight_eoi: Tensor | QuantisedWeight, ends_e: Tensor) -> Tensor:
     """Return ``rows @ weight_e`` [R, I], the input gradient of :func:`rows_by_weight`."""
-    return _product(rows_ro, weight_eoi, ends_e)
+    if isinstance(weight_eoi, Tensor):
+        return _product(rows_ro, weight_eoi.unbind().__getitem__, ends_e, weight_eoi.shape[2])
+    return _product(rows_ro, lambda expert: weight_eoi.expert(expert).dequantise(rows_ro.dtype), ends_e, weight_eoi.shape[2])
 
 
 def rows_by_rows(left_ro: Tensor, right_ri: Tensor, ends_e: Tensor) -> Tensor:
@@ -45,12 +53,12 @@ def rows_by_rows(left_ro: Tensor, right_ri: Tensor, ends_e: Tensor) -> Tensor:
     return out_eoi
 
 
-def _product(rows_ri: Tensor, weight_eio: Tensor, ends_e: Tensor) -> Tensor:
-    out_ro = rows_ri.new_empty(rows_ri.shape[0], weight_eio.shape[2])
+def _product(rows_ri: Tensor, matrix_io: Callable[[int], Tensor], ends_e: Tensor, outputs: int) -> Tensor:
+    out_ro = rows_ri.new_empty(rows_ri.shape[0], outputs)
     counts = _counts(ends_e)
-    for count, rows, weight, out in zip(counts, rows_ri.split(counts), weight_eio.unbind(), out_ro.split(counts), strict=True):
+    for expert, (count, rows, out) in enumerate(zip(counts, rows_ri.split(counts), out_ro.split(counts), strict=True)):
         if count:
-            _multiply(rows, weight, out)
+            _multiply(rows, matrix_io(expert), out)  # no name for the matrix here: it would outlive the making of the next one
     return out_ro
 
 

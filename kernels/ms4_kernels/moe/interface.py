@@ -18,6 +18,7 @@ from torch import Tensor
 from ms4_kernels.moe.cpu import experts_cpu
 from ms4_kernels.moe.lora import ExpertLora
 from ms4_kernels.moe.reference import experts_reference
+from ms4_kernels.quantised import QuantisedWeight
 
 __all__ = ["Backend", "ExpertLora", "experts"]
 
@@ -29,8 +30,8 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"reference": experts_refer
 
 def experts(
     hidden_td: Tensor,
-    gate_up_eid: Tensor,
-    down_edn: Tensor,
+    gate_up_eid: Tensor | QuantisedWeight,
+    down_edn: Tensor | QuantisedWeight,
     expert_ids_tk: Tensor,
     weights_tk: Tensor,
     *,
@@ -41,21 +42,22 @@ def experts(
 
     Args:
         hidden_td: [T, d] tokens; T may be 0.
-        gate_up_eid: [E, 2n, d] stacked weights, rows 0..n-1 gate, n..2n-1 up.
-        down_edn: [E, d, n] stacked weights.
+        gate_up_eid: [E, 2n, d] stacked weights, rows 0..n-1 gate, n..2n-1 up. A quantised stack is frozen; it is dequantised to the type of
+            ``hidden_td``, one expert at a time, forward and backward.
+        down_edn: [E, d, n] stacked weights, quantised or not, whatever the other stack is.
         expert_ids_tk: int64 [T, K], each in 0..E-1, those of one token distinct or not.
         weights_tk: [T, K] factors on the experts' outputs, of any floating type.
-        lora: low-rank updates of the stacks. These, the stacks and ``hidden_td`` have one type.
+        lora: low-rank updates of the stacks. These, stacks that are not quantised and ``hidden_td`` have one type.
         backend: ``auto`` takes the fastest that serves the device.
 
     Returns:
-        [T, d] in the type of ``hidden_td``; differentiable in hidden, weights, both stacks and the LoRA tensors.
+        [T, d] in the type of ``hidden_td``; differentiable in hidden, weights, stacks that are not quantised, and the LoRA tensors.
 
     Raises:
         ValueError: shapes or types that do not fit, an expert id out of range, or an unknown backend.
     """
     _check_shapes(hidden_td, gate_up_eid, down_edn, expert_ids_tk, weights_tk)
-    _check_lora(gate_up_eid, down_edn, lora)
+    _check_lora(gate_up_eid.shape, down_edn.shape, lora, hidden_td.dtype)
     implementation = _IMPLEMENTATIONS[_choose(backend, hidden_td.device.type, hidden_td.dtype)]
     return implementation(hidden_td, gate_up_eid, down_edn, expert_ids_tk, weights_tk, lora)
 
@@ -70,26 +72,33 @@ def _choose(backend: str, device_type: str, dtype: torch.dtype) -> str:
     return chosen
 
 
-def _check_lora(gate_up_eid: Tensor, down_edn: Tensor, lora: ExpertLora | None) -> None:
+def _check_lora(gate_up_eid: torch.Size, down_edn: torch.Size, lora: ExpertLora | None, dtype: torch.dtype) -> None:
     if lora is None:
         return
-    for stack_eoi, a_eri, b_eor in ((gate_up_eid, lora.gate_up_a_erd, lora.gate_up_b_eir), (down_edn, lora.down_a_ern, lora.down_b_edr)):
+    for stack, a_eri, b_eor in ((gate_up_eid, lora.gate_up_a_erd, lora.gate_up_b_eir), (down_edn, lora.down_a_ern, lora.down_b_edr)):
         if a_eri is None or b_eor is None:
             continue
-        (num_experts, outputs, inputs), rank = stack_eoi.shape, a_eri.shape[1]
+        (num_experts, outputs, inputs), rank = stack, a_eri.shape[1]
         if a_eri.shape != (num_experts, rank, inputs) or b_eor.shape != (num_experts, outputs, rank):
-            raise ValueError(f"LoRA pair {list(a_eri.shape)}, {list(b_eor.shape)} does not fit a stack {list(stack_eoi.shape)}")
-        if a_eri.dtype != stack_eoi.dtype or b_eor.dtype != stack_eoi.dtype:
-            raise ValueError(f"LoRA pair of types {a_eri.dtype}, {b_eor.dtype} beside a stack of {stack_eoi.dtype}")
+            raise ValueError(f"LoRA pair {list(a_eri.shape)}, {list(b_eor.shape)} does not fit a stack {list(stack)}")
+        if not a_eri.dtype == b_eor.dtype == dtype:
+            raise ValueError(f"LoRA pair of types {a_eri.dtype}, {b_eor.dtype} for hidden states of {dtype}")
 
 
-def _check_shapes(hidden_td: Tensor, gate_up_eid: Tensor, down_edn: Tensor, expert_ids_tk: Tensor, weights_tk: Tensor) -> None:
+def _check_shapes(
+    hidden_td: Tensor,
+    gate_up_eid: Tensor | QuantisedWeight,
+    down_edn: Tensor | QuantisedWeight,
+    expert_ids_tk: Tensor,
+    weights_tk: Tensor,
+) -> None:
     num_experts, width, hidden_size = gate_up_eid.shape
     if hidden_td.shape[1:] != (hidden_size,):
         raise ValueError(f"hidden is {list(hidden_td.shape)}, expected [T, {hidden_size}]")
     if down_edn.shape != (num_experts, hidden_size, width // 2) or width % 2:
         raise ValueError(f"stacks {list(gate_up_eid.shape)} and {list(down_edn.shape)} are not [E, 2n, d] and [E, d, n]")
-    if not hidden_td.dtype == gate_up_eid.dtype == down_edn.dtype:
-        raise ValueError(f"hidden is {hidden_td.dtype}, the stacks are {gate_up_eid.dtype} and {down_edn.dtype}")
+    for stack in (gate_up_eid, down_edn):
+        if isinstance(stack, Tensor) and stack.dtype != hidden_td.dtype:
+            raise ValueError(f"hidden is {hidden_td.dtype}, a stack is {stack.dtype}")
     if expert_ids_tk.shape != weights_tk.shape or expert_ids_tk.shape[0] != hidden_td.shape[0]:
         raise ValueError(f"ids {list(expert_ids_tk.shape)} and weights {list(weights_tk.shape)} do not fit {hidden_td.shape[0]} tokens")

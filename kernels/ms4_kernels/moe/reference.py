@@ -14,10 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ms4_kernels.moe.lora import ExpertLora
+from ms4_kernels.quantised import QuantisedWeight, quantised_linear
 
 
 def experts_reference(
-    hidden_td: Tensor, gate_up_eid: Tensor, down_edn: Tensor, expert_ids_tk: Tensor, weights_tk: Tensor, lora: ExpertLora | None = None
+    hidden_td: Tensor,
+    gate_up_eid: Tensor | QuantisedWeight,
+    down_edn: Tensor | QuantisedWeight,
+    expert_ids_tk: Tensor,
+    weights_tk: Tensor,
+    lora: ExpertLora | None = None,
 ) -> Tensor:
     """Compute ``out[t] = sum_k weights[t, k] * down_e(silu(gate_e x) * up_e x)`` with e = expert_ids[t, k].
 
@@ -25,7 +31,7 @@ def experts_reference(
     """
     lora = lora or ExpertLora()
     num_experts = gate_up_eid.shape[0]
-    gate_up, down = gate_up_eid.unbind(0), down_edn.unbind(0)  # never stack[e]: its backward fills a whole stack with zeros, per expert
+    gate_up, down = _matrices(gate_up_eid), _matrices(down_edn)
     gate_up_a, gate_up_b = _unbind(lora.gate_up_a_erd, num_experts), _unbind(lora.gate_up_b_eir, num_experts)
     down_a, down_b = _unbind(lora.down_a_ern, num_experts), _unbind(lora.down_b_edr, num_experts)
     out_td = torch.zeros_like(hidden_td)
@@ -38,10 +44,16 @@ def experts_reference(
     return out_td
 
 
+def _matrices(stack: Tensor | QuantisedWeight) -> Sequence[Tensor | QuantisedWeight]:
+    if isinstance(stack, Tensor):
+        return stack.unbind(0)  # never stack[e]: its backward fills a whole stack with zeros, per expert
+    return [stack.expert(index) for index in range(stack.shape[0])]
+
+
 def _unbind(stack: Tensor | None, num_experts: int) -> Sequence[Tensor | None]:
     return [None] * num_experts if stack is None else stack.unbind(0)
 
 
-def _linear(x: Tensor, weight: Tensor, a: Tensor | None, b: Tensor | None, scale: float) -> Tensor:
-    y = F.linear(x, weight)
+def _linear(x: Tensor, weight: Tensor | QuantisedWeight, a: Tensor | None, b: Tensor | None, scale: float) -> Tensor:
+    y = F.linear(x, weight) if isinstance(weight, Tensor) else quantised_linear(x, weight)
     return y if a is None or b is None else y + scale * F.linear(F.linear(x, a), b)

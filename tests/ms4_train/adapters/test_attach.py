@@ -6,12 +6,15 @@ import pytest
 import torch
 from support.checkpoints import ATTENTION, STACKS, full_section, our_logits, randomise, relative_error, saved_tiny, some_ids
 from support.models import tiny_model
+from support.quantised_models import KINDS, quantised_tiny
 
+from ms4_kernels.quantised import Fp8Weight
 from ms4_train.adapters import adapter_tensors, attach, attach_report
 from ms4_train.adapters.attach import adapted_name, adapter_parameters, detach, lora_scale
 from ms4_train.config.schema import AdapterSection
 from ms4_train.errors import AdapterError
 from ms4_train.model import DenseLatentCache, SequenceLayout
+from ms4_train.model.quantised import is_quantised
 from ms4_train.weights import load_model
 
 
@@ -177,3 +180,26 @@ def test_dropout_is_active_in_training_only():
     assert torch.equal(our_logits(model), our_logits(model))
     model.train()
     assert not torch.equal(our_logits(model), our_logits(model))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quantised_model_takes_the_same_adapter_as_a_plain_one(kind):
+    """Names, types, starting values and report; the compute type decides the adapter's."""
+    for dtype in (torch.float32, torch.bfloat16):
+        model, plain = quantised_tiny(kind, dtype=dtype), tiny_model(dtype=dtype)
+        torch.manual_seed(9)
+        report = attach(model, full_section())
+        torch.manual_seed(9)
+        assert attach(plain, full_section()) == report
+        ours, theirs = adapter_tensors(model), adapter_tensors(plain)
+        assert ours.keys() == theirs.keys()
+        assert all(ours[name].dtype == dtype and torch.equal(ours[name], theirs[name]) for name in theirs)
+        detach(model)
+        assert not adapter_parameters(model)
+        assert is_quantised(model)
+
+
+def test_attaching_decodes_no_quantised_weight(monkeypatch):
+    model = quantised_tiny("fp8")
+    monkeypatch.setattr(Fp8Weight, "dequantise", lambda *_: pytest.fail("a weight was decoded"))
+    attach(model, full_section())

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.checkpoints import full_section, our_logits, randomise, relative_error, their_logits
 from support.models import hf_twin, tiny_model
+from support.quantised_models import KINDS, dequantised_twin, quantised_tiny
 
 from ms4_train.adapters import adapter_tensors, attach, merge
 from ms4_train.errors import AdapterError
@@ -64,3 +65,26 @@ def test_attach_after_merge_works_and_merging_nothing_is_refused():
         merge(model)
     attach(model, full_section())
     assert adapter_tensors(model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantised_weights_are_not_merged_into(kind):
+    model = quantised_tiny(kind)
+    attach(model, full_section(target_parameters=[]))
+    randomise(adapter_tensors(model))
+    before = our_logits(model)
+    with pytest.raises(AdapterError, match="load the model dequantised"):
+        merge(model)
+    assert torch.equal(our_logits(model), before)  # the adapter is there still
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_dequantised_model_takes_the_adapter_of_the_quantised_one(kind):
+    """The way that the refusal names."""
+    model = quantised_tiny(kind)
+    plain = dequantised_twin(model)
+    for each in (model, plain):
+        attach(each, full_section())
+        randomise(adapter_tensors(each))
+    merge(plain)
+    assert relative_error(our_logits(plain), our_logits(model)) < 1e-4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,3 +114,17 @@ def test_what_mistral_common_refuses_is_our_error() -> None:
 
 def test_read_row_is_the_row_reader() -> None:
     assert tiny_tokenizer().read_row(chat("q", "a")).messages[1].text == "a"
+
+
+def test_a_models_tokenizer_lies_beside_its_weights_or_is_named(tmp_path: Path) -> None:
+    file = tokenizer_file(400)
+    shutil.copy(file, tmp_path / "tekken.json")
+    assert ChatTokenizer.of_model(tmp_path).path == tmp_path / "tekken.json"
+    assert ChatTokenizer.of_model(tmp_path, file).path == file
+    (tmp_path / "tekken.json").unlink()
+    assert ChatTokenizer.of_model(str(tmp_path), str(file)).vocab_size == 438
+    with pytest.raises(TokenizerError, match=r"holds no tekken\.json") as caught:
+        ChatTokenizer.of_model(tmp_path)
+    assert "model.tokenizer or --tokenizer" in str(caught.value)
+    with pytest.raises(UntrustedInputError, match="does not exist"):
+        ChatTokenizer.of_model(tmp_path / "none")  # a wrong path is that, not a missing tokenizer

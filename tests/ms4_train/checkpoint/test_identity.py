@@ -31,6 +31,12 @@ def test_the_same_run_is_accepted():
     assert identity()["sha256"] == identity()["sha256"]
 
 
+def test_how_quantised_weights_are_held_is_no_part_of_a_run():
+    """The values are the same, so a run may be resumed on another machine's memory, and runs from before the key go on."""
+    for dequantize in (None, True, False):
+        assert identity(changed("model", dequantize=dequantize)) == identity()
+
+
 @pytest.mark.parametrize(
     ("current", "key"),
     [

@@ -16,8 +16,8 @@ from typer.testing import CliRunner, Result
 
 from ms4_train.chat import Answer
 from ms4_train.cli.answer_printer import AnswerPrinter
-from ms4_train.cli.generate import Conversation, Mode, app
-from ms4_train.errors import EngineError, MS4Error
+from ms4_train.cli.generate import app
+from ms4_train.errors import MS4Error
 from ms4_train.inference import Engine, SamplingParams, chat_request, completion_answer
 
 QUESTION = "7*3+8 mod 10 ="
@@ -169,49 +169,6 @@ def test_a_tokenizer_that_is_larger_than_the_model_is_named(folder: Path, tmp_pa
 def test_a_missing_model_and_a_prompt_without_room_are_typed_errors(folder: Path, tmp_path: Path) -> None:
     assert "is not a folder" in str(run("generate", tmp_path / "none", "x").exception)
     assert "the model's limit is 512" in str(run("generate", folder, "word " * 400).exception)
-
-
-class TestConversation:
-    def make(self, answers: list[Any], **options: Any) -> tuple[Conversation, list[tuple[list, Mode]], list[str]]:
-        asked: list[tuple[list, Mode]] = []
-        said: list[str] = []
-
-        def ask(messages: list[dict[str, Any]], mode: Mode) -> Answer:
-            asked.append((messages, mode))
-            answer = answers.pop(0)
-            if isinstance(answer, BaseException):
-                raise answer
-            return answer
-
-        return Conversation(ask, said.append, options.get("mode", Mode.none), options.get("system")), asked, said
-
-    def test_turns_are_remembered_with_their_thinking_and_reset_keeps_the_system_prompt(self) -> None:
-        conversation, asked, _ = self.make([Answer("hm", "5"), Answer("", "6"), Answer("", "7")], system="Be brief.")
-        system = {"role": "system", "content": "Be brief."}
-        for line in ("first", "/mode high", "  ", "second", "/reset", "third"):
-            assert conversation.enter(line)
-        assert asked[0] == ([system, *user("first")], Mode.none)
-        reply = {"role": "assistant", "content": "5", "reasoning_content": "hm"}
-        assert asked[1] == ([system, *user("first"), reply, *user("second")], Mode.high)
-        assert asked[2] == ([system, *user("third")], Mode.high)
-        tiny_tokenizer().encode_chat(asked[1][0], reasoning_effort="high")  # the history is a valid prompt
-        assert not conversation.enter("/quit")
-
-    @pytest.mark.parametrize("failure", [EngineError("too long"), KeyboardInterrupt(), Answer("hm", " "), Answer("", "")])
-    def test_a_turn_that_fails_is_forgotten_and_the_conversation_goes_on(self, failure: Any) -> None:
-        conversation, asked, said = self.make([failure, Answer("", "5")])
-        assert conversation.enter("first")
-        assert said
-        assert conversation.enter("second")
-        assert asked[1][0] == user("second")
-
-    def test_unknown_commands_say_what_there_is(self) -> None:
-        conversation, asked, said = self.make([])
-        for line in ("/mode", "/mode low", "/help"):
-            assert conversation.enter(line)
-        assert all("/mode none|high" in text for text in said)
-        assert len(said) == 3
-        assert not asked
 
 
 def test_chat_answers_each_line_until_quit_or_the_end_of_input(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """The commands end to end on real files, and their errors as the user sees them."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -23,14 +22,14 @@ def run(*arguments):
     return result
 
 
-@pytest.mark.parametrize("command", ["init", "info", "merge", "tokenizer"])
+@pytest.mark.parametrize("command", ["init", "merge", "tokenizer"])
 def test_help_shows_examples(command):
     result = run(command, "--help")
     assert result.exit_code == 0
     assert f"ms4 model {command}" in result.output
 
 
-def test_tokenizer_then_model_then_info(tmp_path):
+def test_tokenizer_then_model(tmp_path):
     tekken = tmp_path / "tekken.json"
     result = run("tokenizer", tekken, "--ranks", 300)
     assert "338 tokens" in result.output
@@ -38,13 +37,9 @@ def test_tokenizer_then_model_then_info(tmp_path):
     assert result.exit_code == 0
     model = load_model(tmp_path / "m", dtype=torch.float32)
     assert model.config.vocab_size == 338
-    result = run("info", tmp_path / "m")
-    for text in ("338", f"{model.config.num_parameters():,}", "float32", "32 of width 64, 4 per token + 1 shared", "plain"):
+    for text in ("338", f"{model.config.num_parameters():,}", "F32", "32 of width 64, 4 per token + 1 shared", "plain", "nothing is missing"):
         assert text in result.output
     assert base_fingerprint(tmp_path / "m") in "".join(result.output.split())
-    content = json.loads(run("info", tmp_path / "m", "--json").output)
-    assert content["parameters"] == model.config.num_parameters()
-    assert content["has_tokenizer"] is True
 
 
 def test_merge_gives_the_adapted_model(tmp_path):
@@ -79,7 +74,6 @@ def test_merge_gives_the_adapted_model(tmp_path):
         (["init", "{tmp}/bad.yaml", "{tmp}/m"], ConfigError, "hiden_size"),
         (["init", TINY, "{tmp}/m", "--tokenizer", "{tmp}/none.json"], MS4Error, "none.json"),
         (["init", Path(TINY).with_name("mistral-small-4.yaml"), "/proc/ms4"], StorageError, "/proc/ms4"),
-        (["info", "{tmp}/nowhere"], WeightsError, "nowhere"),
         (["merge", "{tmp}/nowhere", "{tmp}", "{tmp}/out"], WeightsError, "nowhere"),
         (["tokenizer", "{tmp}/tekken.json", "--ranks", "3"], MS4Error, "3 ranks"),
         (["tokenizer", "{tmp}/other.json"], MS4Error, "tekken"),

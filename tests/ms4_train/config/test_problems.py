@@ -53,7 +53,7 @@ def test_control_the_base_is_valid():
         (("training", "learning_rate"), float("nan"), "nan is not a finite number.", "write a finite number."),
         (("training", "warmup_ratio"), 2, "2 is out of range.", "write a number at most 1."),
         (("training",), None, "null stands where a section belongs.", "indent keys below it (adam_beta1,"),
-        (("model",), "folder", "the text 'folder' stands where a section belongs.", "indent keys below it (adapter, dtype,"),
+        (("model",), "folder", "the text 'folder' stands where a section belongs.", "indent keys below it (adapter, dequantize, dtype,"),
         (("data", "train"), [], "the list is empty.", "give at least 1 entry."),
         (("data", "train"), "rows.jsonl", "the text 'rows.jsonl' is not a list.", "write entries that start with '- ', or [a, b]."),
         (("data", "train", 0), "rows.jsonl", "the text 'rows.jsonl' stands where a section belongs.", "indent keys below it (fields,"),

@@ -54,3 +54,11 @@ def test_dropout_and_stacked_experts_exclude_each_other():
     with pytest.raises(ValidationError, match="lora_dropout must be 0"):
         AdapterSection(lora_dropout=0.1, target_parameters=["mlp.experts.down_proj"])
     assert AdapterSection(lora_dropout=0.1).lora_dropout == 0.1
+
+
+@pytest.mark.parametrize(
+    ("key", "default", "expected"), [(None, True, True), (None, False, False), (True, False, True), (False, True, False)]
+)
+def test_what_null_means_for_quantised_weights_is_the_programs_to_say(key, default, expected):
+    section = schema.ModelSection.model_validate({"path": "x", "dequantize": key})
+    assert section.dequantizes(default=default) is expected

@@ -26,6 +26,7 @@ from support.parallel_runs import (
     small_model,
     stored_state,
 )
+from support.quantised_models import quantised_tiny
 
 from ms4_train.config.schema import AdapterSection, ParallelSection
 from ms4_train.errors import TrainingError
@@ -36,9 +37,9 @@ ATTENTION = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
-def build(mesh, *, stage=2, dtype=torch.float32, adapter=None, checkpointing=False):
+def build(mesh, *, stage=2, dtype=torch.float32, adapter=None, checkpointing=False, quantised=False):
     """(engine on all ranks, its model, engine of one process, its model), from equal weights."""
-    model = small_model(dtype)
+    model = quantised_tiny("fp8", small_model().config, dtype=dtype).train() if quantised else small_model(dtype)
     if adapter is not None:
         from ms4_train.adapters import attach
 
@@ -47,6 +48,8 @@ def build(mesh, *, stage=2, dtype=torch.float32, adapter=None, checkpointing=Fal
     model.gradient_checkpointing = checkpointing
     reference_model = copy.deepcopy(model)
     shard_experts(model, mesh)
+    if quantised and mesh.rank == 1:  # the engine must make replicas equal
+        model.model.layers[0].mlp.shared_experts.up_proj.codes.zero_()
     section = ParallelSection(expert_parallel_size=mesh.expert_parallel_size, zero_stage=stage)
     engine = make_engine(model, mesh, training=TRAINING, parallel=section)
     reference = make_engine(reference_model, Mesh(), training=TRAINING, parallel=section)
@@ -109,6 +112,16 @@ def check_stage_3_lora(mesh, folder):
     adapter = AdapterSection(**RANK, target_modules=ATTENTION, target_parameters=EXPERTS)
     with everything_partitioned():
         return with_resume(mesh, *compared(mesh, 2, stage=3, adapter=adapter), stage=3, adapter=adapter)
+
+
+def check_quantised(mesh, folder):
+    return compared(mesh, 2, quantised=True, adapter=AdapterSection(**RANK, target_modules=ATTENTION, target_parameters=EXPERTS))[0]
+
+
+def check_stage_3_quantised(mesh, folder):
+    with everything_partitioned():
+        adapter = AdapterSection(**RANK, target_modules=ATTENTION, target_parameters=EXPERTS)
+        return compared(mesh, 2, stage=3, quantised=True, adapter=adapter)[0]
 
 
 @contextlib.contextmanager

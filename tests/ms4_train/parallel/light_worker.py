@@ -7,10 +7,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from support.parallel_runs import TRAINING, compare_engines, compare_records, relative, run_steps, small_model
+from support.checkpoints import full_section
+from support.parallel_runs import TRAINING, compare_engines, compare_records, randomise_adapters, relative, run_steps, small_model
+from support.quantised_models import quantised_tiny
 from torch.utils.checkpoint import checkpoint
 
 from ms4_kernels.moe import experts
+from ms4_train.adapters import attach
 from ms4_train.config.schema import ParallelSection
 from ms4_train.errors import ParallelError
 from ms4_train.parallel import Mesh, init_mesh, make_engine, shard_experts
@@ -136,6 +139,32 @@ def check_stage_0(mesh):
     return {**compare_records(records, expected), **compare_engines(engine, reference), "engine": type(engine).__name__}
 
 
+def check_quantised(mesh):
+    """An adapter trained over frozen FP8 weights, experts spread, against one process; rank 1 starts with damaged replicas."""
+    section = ParallelSection(expert_parallel_size=2, zero_stage=0)
+    report = {}
+    for damage in ("mended", "left"):
+        model = quantised_tiny("fp8", small_model().config)
+        torch.manual_seed(4)
+        attach(model, full_section())
+        randomise_adapters(model)
+        reference_model = copy.deepcopy(model)
+        linear, stack = model.model.layers[0].self_attn.o_proj.base_layer, model.model.layers[1].mlp.experts.down_proj
+        shard_experts(model, mesh)
+        shard_experts(model, mesh)  # again: nothing is left to do
+        if mesh.rank == 1 and damage == "mended":
+            linear.codes.zero_()
+        engine = make_engine(model, mesh, training=TRAINING, parallel=section)
+        if mesh.rank == 1 and damage == "left":
+            linear.codes.zero_()
+        reference = make_engine(reference_model, Mesh(), training=TRAINING, parallel=section)
+        records = list(run_steps(engine, model, mesh.world_size, range(2), gradients=False))
+        expected = list(run_steps(reference, reference_model, mesh.world_size, range(2), gradients=False))
+        report[damage] = max(compare_records(records, expected).values())
+        report["local_experts"] = stack.shape[0]
+    return report
+
+
 def main() -> None:
     mesh = init_mesh(ParallelSection(expert_parallel_size=2, timeout_seconds=60))
     report = {
@@ -143,6 +172,7 @@ def main() -> None:
         "exchange": check_exchange(mesh),
         "sharding": check_sharding(mesh),
         "stage_0": check_stage_0(mesh),
+        "quantised": check_quantised(mesh),
         "deepspeed_imported": "deepspeed" in sys.modules,
     }
     (Path(sys.argv[1]) / f"{mesh.rank}.json").write_text(json.dumps(report))

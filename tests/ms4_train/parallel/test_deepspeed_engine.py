@@ -33,7 +33,10 @@ def test_lora_on_attention_and_experts_equals_one_process_over_five_steps(deepsp
         assert report["lora"]["parameters"] == 2 * 2 * (5 + 2)
 
 
-@pytest.mark.parametrize("check", ["resume", "stage_1", "stage_3", "stage_3_lora", "checkpointing", "data_parallel"])
+@pytest.mark.parametrize(
+    "check",
+    ["resume", "stage_1", "stage_3", "stage_3_lora", "quantised", "stage_3_quantised", "checkpointing", "data_parallel"],
+)
 def test_other_layouts_equal_one_process(deepspeed_report, check):
     for report in deepspeed_report:
         _assert_close(report[check])

@@ -2,6 +2,7 @@
 
 import pytest
 from support.models import tiny_model
+from support.quantised_models import quantised_tiny
 
 from ms4_train.adapters import attach
 from ms4_train.config.schema import AdapterSection, TrainingSection
@@ -39,6 +40,16 @@ def test_adapter_lists_matched_modules():
     assert "o_proj                 2 modules" in shown
     assert "mlp.experts.down_proj  2 modules" in shown
     assert f"{attached.trainable:,} of {attached.total:,} parameters" in shown
+
+
+def test_quantised_weights_are_counted():
+    section = AdapterSection(r=2, target_modules=["o_proj"], target_parameters=["mlp.experts.down_proj"])
+    shown = []
+    for model in (quantised_tiny("fp8"), tiny_model()):
+        attached = attach(model, section)
+        assert attached.total == TrainedParameters.of_model(model).total == model.config.num_parameters() + attached.trainable
+        shown.append(lines(model, attached))
+    assert shown[0] == shown[1]
 
 
 def test_a_rank_with_some_experts_counts_all():

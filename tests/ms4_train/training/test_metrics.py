@@ -3,8 +3,11 @@
 import pytest
 import torch
 from support.models import tiny_config, tiny_model
+from support.quantised_models import KINDS, dequantised_twin, quantised_tiny
 from torch.utils.flop_counter import FlopCounterMode
 
+from ms4_train.adapters import attach
+from ms4_train.config.schema import AdapterSection
 from ms4_train.model import Mistral4ForCausalLM, SequenceLayout, TextConfig
 from ms4_train.training.metrics import ExpertCounter, FlopCounter, Speedometer, peak_flops, router_load
 
@@ -35,6 +38,15 @@ def test_products_equal_torchs_own_count(frozen):
     counter = FlopCounter.of_model(model)
     ours = counter.count(tokens=24, trained_tokens=24, lengths=())
     assert ours == pytest.approx(products, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantised_weights_cost_what_frozen_ones_cost(kind):
+    model = quantised_tiny(kind)
+    plain = dequantised_twin(model)
+    for each in (model, plain):
+        attach(each, AdapterSection(r=2, target_modules=["o_proj"], target_parameters=["mlp.experts.down_proj"]))
+    assert FlopCounter.of_model(model) == FlopCounter.of_model(plain)
 
 
 def test_attention_is_counted_inside_documents():

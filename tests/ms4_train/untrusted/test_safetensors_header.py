@@ -157,3 +157,12 @@ def test_damaged_headers_raise_typed_errors_and_never_pass_where_the_library_ref
             reference.keys()
     except SafetensorError as error:
         raise AssertionError(f"read here, refused by the library: {error}") from None
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_pickle_under_another_name_is_called_one(tmp_path, archive):
+    import torch
+
+    torch.save({"a": torch.zeros(3)}, tmp_path / "model.safetensors", _use_new_zipfile_serialization=archive)
+    with pytest.raises(UntrustedInputError, match="pickle"):
+        read_safetensors_header(tmp_path / "model.safetensors")

@@ -15,7 +15,7 @@ from ms4_recipes import sft
 from ms4_train.adapters import load_adapter
 from ms4_train.data import build_eval_batches, build_loader
 from ms4_train.errors import AdapterError, CheckpointError, ConfigError, DataError, MS4Error, StorageError, TrainingError
-from ms4_train.weights import load_model
+from ms4_train.weights import load_model, save_model
 
 TARGETS = {"target_modules": ["q_b_proj", "o_proj"], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
 
@@ -244,7 +244,7 @@ def test_non_finite_loss_stops_before_the_weights_change(folder, tmp_path):
     state = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     state["lm_head.weight"][5] = float("inf")
     tokenizer = tiny_tokenizer(TINY_RANKS)
-    sft.save_model(state, tmp_path / "base", config=model.config, tokenizer_file=tokenizer.path)
+    save_model(state, tmp_path / "base", config=model.config, tokenizer_file=tokenizer.path)
     config = sft_run(folder, "nan", model={"path": str(tmp_path / "base")}, training={"save_strategy": "steps"})
     with pytest.raises(TrainingError, match=r"loss of step 1 is (nan|inf).*a.jsonl"):
         sft.run(config)

@@ -66,6 +66,16 @@ def test_dropout_goes_on_with_its_own_random_numbers(results):
     assert set(results["straight lora"]["files"]) > {"adapter_model.safetensors"}
 
 
+@pytest.mark.parametrize("name", ["fp8 killed", "fp8 resumed dequantised"])
+def test_an_adapter_on_frozen_fp8_weights_goes_on_with_the_same_bits(results, name):
+    """Whether the base is kept quantised changes memory, not values, so a resumed run may change it."""
+    assert results["straight fp8"]["code"] == 0
+    assert results[name]["killed"] == -9
+    assert results[name]["resumed"] == 0
+    assert difference(results[name], results["straight fp8"]) == []
+    assert results["straight fp8"]["losses"][-1][1] != results["straight lora"]["losses"][-1][1]
+
+
 @pytest.mark.parametrize(
     ("changed", "reference"),
     [("other loader state", "straight"), ("forgotten carry-over", "straight"), ("other random state", "straight lora")],

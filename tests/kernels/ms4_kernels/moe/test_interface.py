@@ -46,7 +46,7 @@ def test_choice_is_logged_once(call, caplog):
         ({"hidden_td": torch.zeros(6, 4, dtype=torch.bfloat16)}, "hidden is torch.bfloat16"),
         ({"lora": ExpertLora(torch.zeros(6, 2, 4), torch.zeros(6, 10, 2))}, "does not fit a stack"),  # of all experts beside a rank's share
         ({"lora": ExpertLora(torch.zeros(3, 2, 4), torch.zeros(3, 10, 3))}, "does not fit a stack"),
-        ({"lora": ExpertLora(None, None, torch.zeros(3, 2, 5).bfloat16(), torch.zeros(3, 4, 2))}, "beside a stack of torch.float32"),
+        ({"lora": ExpertLora(None, None, torch.zeros(3, 2, 5).bfloat16(), torch.zeros(3, 4, 2))}, "for hidden states of torch.float32"),
         ({"weights_tk": torch.zeros(6, 3)}, "do not fit 6 tokens"),
         ({"expert_ids_tk": torch.zeros(5, 2, dtype=torch.int64), "weights_tk": torch.zeros(5, 2)}, "do not fit 6 tokens"),
         ({"expert_ids_tk": torch.full((6, 2), 3)}, "expert id 3 in a layer of 3 experts"),

@@ -1,0 +1,58 @@
+"""What a training run leaves: the tuned model as a Hugging Face folder, or its adapter as PEFT files.
+
+Exercise it: ``pytest tests/recipes/ms4_recipes/test_export.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ms4_train.adapters import adapter_tensors, save_adapter
+from ms4_train.parallel import TrainEngine
+from ms4_train.weights import open_checkpoint, save_model
+
+if TYPE_CHECKING:
+    from ms4_recipes.sft import Plan
+
+
+def export(plan: Plan, engine: TrainEngine) -> Path:
+    """Write the tuned model or adapter; returns its folder. Collective: every rank gathers, the main one writes.
+
+    A whole model takes along what its base has and nobody trained: vision weights, the files beside the weights, FP8 scales.
+
+    Raises:
+        StorageError: the disk is full, or something else lies in the folder's place.
+        WeightsError: the base can no longer be read.
+    """
+    config, output_dir, is_main = plan.config, Path(plan.config.output_dir), plan.mesh.is_main
+    if plan.adapter is None:
+        folder = output_dir / "model"
+        pairs = engine.full_parameters([name for name, _ in plan.model.named_parameters()])
+        if is_main:
+            base = open_checkpoint(config.model.path)
+            save_model(pairs, folder, config=plan.model.config, tokenizer_file=plan.tokenizer.path, base=base)
+        else:
+            _walk_through(pairs)
+        return folder
+    folder = output_dir / "adapter"
+    tensors = {name: tensor.cpu() for name, tensor in engine.full_parameters(list(adapter_tensors(plan.model)))}
+    if is_main:
+        save_adapter(
+            tensors,
+            folder,
+            section=plan.adapter,
+            config=plan.model.config,
+            base_path=config.model.path,
+            base_fingerprint=plan.base_fingerprint,
+        )
+    return folder
+
+
+def _walk_through(pairs: Iterator[tuple[str, Tensor]]) -> None:
+    """Take part in gathering without keeping anything."""
+    for _ in pairs:
+        pass
