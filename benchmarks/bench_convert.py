@@ -1,10 +1,10 @@
 """Conversion of a checkpoint against copying the same files on the same disk: wall time, both with everything flushed to the disk.
 
-The source is about 1.3 GB of random values in BF16, or 0.7 GB in FP8. Copying is ``shutil.copy`` of every file and ``fsync``. Conversion runs
-with its default settings: hashes of the result in ``SHA256SUMS``, its journal, flushed and renamed; one case has ``SHA256SUMS`` in the
-source too, which is then read and hashed before anything is written. Where the result is larger than the source, throughput counts the
-bytes read and the bytes written of each program. The page cache is warm for all, the targets are deleted before each run, and the disk's
-queue is emptied (``sync``) before each clock starts.
+The source is about 1.3 GB of random values in BF16, or 0.7 GB in FP8. Copying is ``shutil.copy`` of every file and ``fsync``.
+Conversion runs with its default settings: hashes of the result in ``SHA256SUMS``, its journal, flushed and renamed; one case has
+``SHA256SUMS`` in the source too, which is then read and hashed before anything is written. Speeds count the bytes read and the bytes
+written of each program, which matters where the result is larger than the source. The page cache is warm for all, the targets are
+deleted before each run, and the disk's queue is emptied (``sync``) before each clock starts.
 Exercise it: ``python benchmarks/bench_convert.py --repeats 1``.
 """
 
@@ -124,9 +124,7 @@ def compare(source: Path, room: Path, to: Layout, repeats: int) -> dict[str, Any
             if name == COPY:
                 seconds[name].append(timed(lambda: copy(source, theirs)))
             else:
-                seconds[name].append(
-                    timed(lambda: convert(source, ours, to=to, max_shard_bytes=SHARD_BYTES, progress=None))
-                )
+                seconds[name].append(timed(lambda: convert(source, ours, to=to, max_shard_bytes=SHARD_BYTES, progress=None)))
     clean(ours)
     clean(theirs)
     speeds = {name: [sizes[name] / value for value in values] for name, values in seconds.items()}
@@ -139,9 +137,7 @@ def compare(source: Path, room: Path, to: Layout, repeats: int) -> dict[str, Any
         "speed_over_copy_median": statistics.median(ratios),
         "speed_over_copy_min": min(ratios),
         "speed_over_copy_max": max(ratios),
-        "time_over_copy_median": statistics.median(
-            mine / other for mine, other in zip(seconds[support.OURS], seconds[COPY], strict=True)
-        ),
+        "time_over_copy_median": statistics.median(mine / other for mine, other in zip(seconds[support.OURS], seconds[COPY], strict=True)),
     }
 
 
@@ -171,7 +167,7 @@ def report(cases: dict[str, dict[str, Any]], options: argparse.Namespace) -> Non
         "program": "bench_convert",
         "command": f"python benchmarks/bench_convert.py --repeats {options.repeats}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": {"cpu": support._cpu_name(), "cores": os.cpu_count()},
+        "machine": {"cpu": support.cpu_name(), "cores": os.cpu_count()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "safetensors": safetensors.__version__},
         "cases": cases,
     }

@@ -153,7 +153,8 @@ def time_interleaved(
     return seconds
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor, as the system names it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -181,7 +182,7 @@ def report(program: str, cases: Sequence[Case], options: argparse.Namespace) -> 
         "program": program,
         "command": f"python benchmarks/{program}.py --repeats {options.repeats}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": {"cpu": _cpu_name(), "threads": torch.get_num_threads()},
+        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__},
         "cases": [
             {

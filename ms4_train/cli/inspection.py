@@ -126,9 +126,7 @@ def _config_rows(config: ModelConfig) -> dict[str, str]:
 def _vision_words(vision: VisionConfig | None) -> str:
     if vision is None:
         return "none"
-    return (
-        f"{vision.num_hidden_layers} layers of width {vision.hidden_size:,}, patches of {vision.patch_size} pixels; not run for text"
-    )
+    return f"{vision.num_hidden_layers} layers of width {vision.hidden_size:,}, patches of {vision.patch_size} pixels; not run for text"
 
 
 def _types_table(found: Inspection) -> Table:

@@ -96,12 +96,14 @@ def load_engine(model: Path, adapter: Path | None, chat_tokenizer: ChatTokenizer
     from ms4_train.inference import Engine
     from ms4_train.weights import base_fingerprint, load_model, open_checkpoint
     from ms4_train.weights.base_weights import base_weights_line
+    from ms4_train.weights.loading_bar import loading_bar
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = dtype.value if dtype is not Dtype.auto else ("bfloat16" if device == "cuda" else "float32")
     notes = Console(stderr=True)
     with notes.status(f"loading {model.name} ({name}, {device})"):
-        network = load_model(model, dtype=getattr(torch, name), dequantise=not keep_quantised)
+        with loading_bar(model.name, console=notes) as progress:
+            network = load_model(model, dtype=getattr(torch, name), dequantise=not keep_quantised, progress=progress)
         line = base_weights_line(open_checkpoint(model).layout, network)
         if adapter is not None:
             from ms4_train.adapters import load_adapter

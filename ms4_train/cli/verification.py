@@ -146,8 +146,8 @@ def report_json(report: LogitsReport) -> dict[str, Any]:
         "cause": None if cause is None else {"piece": cause.piece.name, "words": cause.words},
         "blocks": [{"name": stage.name, "error": number(stage.error), "drift": number(stage.drift)} for stage in report.stages],
         "config": [asdict(change) for change in report.config],
-        "vision_pieces": report.num_vision,
-        "vision_differing": [piece.name for piece in report.vision],
+        "weights_compared": report.num_weights,
+        "weights_differing": [piece.name for piece in report.weights],
         "experts_reached": report.reached,
         "experts": report.num_experts,
     }
@@ -168,13 +168,18 @@ def print_report(report: LogitsReport, what: str, console: Console) -> None:
     worst = max(report.stages, key=lambda stage: stage.error)
     most = f"the worst is {worst.name} with an error of {worst.error:.3g}" if worst.error else "every one equal to the bit"
     line(f"blocks: {most}; tolerance {report.expectation.tolerance:g} ({report.expectation.reason})")
-    line(f"experts: tokens went to {report.reached:,} of {report.num_experts:,}; ms4 weights diff compares every weight")
-    if report.num_vision:
-        line(f"vision: {report.num_vision:,} pieces compared value by value, {len(report.vision):,} beyond the tolerance")
+    has_all = report.expectation.weight_tolerance is not None
+    kind = "pieces" if has_all else "vision pieces"
+    line(
+        f"experts: tokens went to {report.reached:,} of {report.num_experts:,}"
+        + ("" if has_all else "; ms4 weights diff compares them all")
+    )
+    if report.num_weights:
+        line(f"weights: {report.num_weights:,} {kind} compared value by value, {len(report.weights):,} beyond the tolerance")
     for change in report.config:
         line(f"configuration: {change.key} is {change.b!r}, the source has {change.a!r}; it changes what is computed", "red")
-    for piece in report.vision[:3]:
-        line(f"vision: {piece.name} differs by {piece.relative_error:.3g}", "red")
+    for piece in report.weights[:3]:
+        line(f"weights: {piece.name} differs by {piece.relative_error:.3g}", "red")
     if report.first_failing is not None:
         line(f"first beyond its tolerance: {report.first_failing.name}, {report.first_failing.error:.3g}", "red")
     if report.cause is not None:

@@ -29,12 +29,14 @@ Examples:
 
   ms4 weights convert TUNED OUT --to native-fp8 --scales Mistral-Small-4-119B
 
-  ms4 weights convert TUNED OUT --to hf-fp8 --scales Mistral-Small-4-119B --weight-scales fitted --dry-run
+  ms4 weights convert SOURCE OUT --to native-fp8 --weight-scales fitted --dry-run
 """
 DIFF_EXAMPLES = """
 Examples:
 
   ms4 weights diff runs/tiny/full/model runs/tiny/native
+
+  ms4 weights diff Mistral-Small-4-119B Mistral-Small-4-119B-bf16 --rounded
 
   ms4 weights diff A B --tolerance 0.01 --top 50
 
@@ -183,6 +185,9 @@ def diff(
     a: Annotated[Path, typer.Argument(help="Folder of a model; errors are relative to it.", metavar="A", show_default=False)],
     b: Annotated[Path, typer.Argument(help="Folder of another one, in any layout.", metavar="B", show_default=False)],
     tolerance: Annotated[float, typer.Option(help="Relative error (Frobenius) of a matrix that still counts as equal.", min=0)] = 0.0,
+    rounded: Annotated[
+        bool, typer.Option("--rounded", help="Round both sides to the type of the one that is not quantised, or the narrower one.")
+    ] = False,
     top: Annotated[int, typer.Option(help="Show so many of those that differ.", min=1)] = 20,
     everything: Annotated[bool, typer.Option("--all", help="Show every piece, identical ones too.")] = False,
     as_json: _Json = False,
@@ -203,7 +208,7 @@ def diff(
 
     mine, theirs = open_checkpoint(a, family=family_a.value), open_checkpoint(b, family=family_b.value)
     with counting_bar("comparing") as progress:
-        found = compare(mine, theirs, threads=threads, progress=progress)
+        found = compare(mine, theirs, rounded=rounded, threads=threads, progress=progress)
     if as_json:
         typer.echo(difference_json(found, tolerance, everything=everything))
     else:

@@ -54,7 +54,12 @@ def find_cause(source: Checkpoint, result: Checkpoint, prefixes: tuple[str, ...]
     worst = max(errors, key=lambda error: error.relative_error)
     if worst.is_identical:
         return None
-    return Cause(worst, _words(source, result, worst, max(_SAME, tolerance)))
+    return name_mistake(source, result, worst, tolerance)
+
+
+def name_mistake(source: Checkpoint, result: Checkpoint, error: PieceError, tolerance: float = 0.0) -> Cause:
+    """Say what a piece that differs looks like. Arguments and errors as of ``find_cause``."""
+    return Cause(error, _words(source, result, error, max(_SAME, tolerance)))
 
 
 def _words(source: Checkpoint, result: Checkpoint, error: PieceError, same: float) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ms4_train.weights.checkpoint import Checkpoint
 from ms4_train.weights.config_diff import ConfigDifference, compare_configs
-from ms4_train.weights.piece_error import PieceError, compare_piece
+from ms4_train.weights.piece_error import PieceError, compare_piece, compare_rounded
 from ms4_train.weights.pieces import Piece
 
 Progress = Callable[[int, int], None]
@@ -71,12 +71,15 @@ class CheckpointDifference:
         return all(piece.relative_error <= tolerance for piece in self.pieces)
 
 
-def diff(a: Checkpoint, b: Checkpoint, *, threads: int | None = None, progress: Progress | None = None) -> CheckpointDifference:
+def diff(
+    a: Checkpoint, b: Checkpoint, *, rounded: bool = False, threads: int | None = None, progress: Progress | None = None
+) -> CheckpointDifference:
     """Compare every piece of two checkpoints.
 
     Args:
         a: what errors are relative to.
         b: the other one.
+        rounded: compare in ``common_dtype``, as a conversion rounds; else exactly, quantised weights in fp32.
         threads: pieces compared at once; default: one per core, eight at most.
         progress: told how far the comparison is.
 
@@ -85,7 +88,7 @@ def diff(a: Checkpoint, b: Checkpoint, *, threads: int | None = None, progress: 
     """
     mine, theirs = a.pieces(), b.pieces()
     both = [piece for name, piece in mine.items() if name in theirs and theirs[name].shape == piece.shape]
-    found = compare_pieces(a, b, both, threads=threads, progress=progress)
+    found = compare_pieces(a, b, both, threads=threads, progress=progress, compare=compare_rounded if rounded else compare_piece)
     return CheckpointDifference(
         pieces=tuple(sorted(found, key=lambda piece: (-piece.relative_error, piece.is_unchanged))),
         only_a=tuple(name for name in mine if name not in theirs),

@@ -20,7 +20,7 @@ from ms4_train.weights.checkpoint import DTYPES, Checkpoint, Rows
 from ms4_train.weights.pieces import Piece
 
 CHUNK_VALUES = 1 << 21
-"""Values of a piece that are held at a time, on each side, three times in fp64 at most: some 100 MB for a thread."""
+"""Values of a piece that are held at a time, on each side, a few times in fp32 or fp64: at most some 100 MB for a thread."""
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -81,6 +81,8 @@ def compare_piece(a: Checkpoint, b: Checkpoint, piece: Piece, *, round_to: torch
             codes, scales = codes and equal[0], scales and all(equal[1:])
             if all(equal):
                 continue
+        elif isinstance(x, Tensor) and isinstance(y, Tensor) and x.dtype == y.dtype and _same_bits(x, y):
+            continue  # without widening
         is_identical = is_identical and _same_bits(*(values(side, wide, round_to) for side in (x, y)))
         if not (is_identical or codes or scales):
             break  # nothing is left to find out; sizes of errors come below
@@ -88,10 +90,10 @@ def compare_piece(a: Checkpoint, b: Checkpoint, piece: Piece, *, round_to: torch
     activation = None if mine is None or theirs is None else float(mine) == float(theirs)
     if is_identical:
         return PieceError(piece.name, piece.shape, True, same_codes=codes, same_scales=scales, same_activation_scale=activation)
-    worst, worst_values, relative = _measure(a, b, piece, wide, round_to)
+    worst, worst_values, error = _measure(a, b, piece, wide, round_to)
     largest = abs(worst_values[1] - worst_values[0])
     largest = largest if math.isfinite(largest) else math.inf
-    return PieceError(piece.name, piece.shape, False, largest, relative, worst, worst_values, codes, scales, activation)
+    return PieceError(piece.name, piece.shape, False, largest, error, worst, worst_values, codes, scales, activation)
 
 
 def _measure(
@@ -102,15 +104,16 @@ def _measure(
     squares_a = squares_difference = 0.0
     row_size = piece.numel // piece.shape[0]
     for rows in _chunks(piece):
-        x, y = (values(side.read_piece(piece, rows), wide, round_to).double().flatten() for side in (a, b))
+        x, y = (values(side.read_piece(piece, rows), wide, round_to).flatten() for side in (a, b))
         difference = (y - x).abs_()
-        difference[x == y] = 0.0  # two infinities of one sign
-        difference.nan_to_num_(nan=math.inf, posinf=math.inf)
+        if not math.isfinite(float(difference.sum())):
+            difference[x == y] = 0.0  # two infinities of one sign
+            difference.nan_to_num_(nan=math.inf, posinf=math.inf)
         at = int(difference.argmax())
         if float(difference[at]) > largest:
             largest, worst, found = float(difference[at]), rows[0] * row_size + at, (float(x[at]), float(y[at]))
-        squares_a += float(x.square().sum())
-        squares_difference += float(difference.square_().sum())
+        squares_a += float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+        squares_difference += float(torch.linalg.vector_norm(difference, dtype=torch.float64)) ** 2
     index = tuple(int(part) for part in torch.unravel_index(torch.tensor(worst), piece.shape))
     return index, found, relative(squares_difference, squares_a)
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,8 @@ def interrupted(root: Path) -> dict[str, Any]:
             calls += 1
             if calls == 40:
                 os.kill(os.getpid(), signal.SIGINT)
+            if calls >= 40:
+                time.sleep(0.1)  # or these small items would be done before the main thread wakes
             return at(self, item)
 
         encode.Encoder.run = interrupting

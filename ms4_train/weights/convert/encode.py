@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ms4_kernels.quantised import count_saturated, fit_fp8_scale, fuse_fp8_pair, quantise_fp8
+from ms4_kernels.quantised import count_saturated, dequantise_fp8, fit_fp8_scale, fuse_fp8_pair, quantise_fp8
+from ms4_kernels.quantised.lookup import look_up_pairs, pays
 from ms4_train.errors import WeightsError
 from ms4_train.weights.checkpoint import Checkpoint
 from ms4_train.weights.convert.items import Item, source_span
@@ -26,7 +28,9 @@ from ms4_train.weights.pieces import Piece
 from ms4_train.weights.vision_rows import to_native_rows
 
 CHUNK_VALUES = 1 << 19
-"""Values converted at a time: their codes and results stay in a core's cache, and in memory that is in use already."""
+"""Values converted at a time: few enough for a core's cache."""
+
+_ALL_CODES = torch.arange(256, dtype=torch.uint8)
 
 Wrote = Callable[[int, int, int], None]
 """Told file number, start and stop of each range once it is written; may raise to end the work."""
@@ -49,6 +53,7 @@ class Encoder:
         self._plan = plan
         self._folder = folder
         self._wrote = wrote
+        self._own = threading.local()
 
     def run(self, item: Item) -> dict[str, int]:
         """Carry out an item; returns piece name -> number of values that were clipped, where there are any.
@@ -104,8 +109,10 @@ class Encoder:
             self._write(descriptor, values.contiguous(), extent, 0)
             return
         offset = 0
+        is_fp8 = self._source.place(piece).encoding == "fp8"
         for rows in chunks(piece):
-            offset = self._write(descriptor, self._cast_rows(piece, rows, dtype), extent, offset)
+            values = self._dequantised_rows(piece, rows, dtype) if is_fp8 else self._cast_rows(piece, rows, dtype)
+            offset = self._write(descriptor, values, extent, offset)
 
     def _cast_rows(self, piece: Piece, rows: tuple[int, int] | None, dtype: torch.dtype) -> Tensor:
         found = self._source.read_piece(piece, rows)
@@ -115,6 +122,28 @@ class Encoder:
         if found.dtype not in (dtype, torch.bfloat16, torch.float16) and _is_finite(found) and not _is_finite(cast):
             raise self._refusal(piece, f"holds a value that {dtype} cannot hold.", "convert to float32.")
         return cast
+
+    def _dequantised_rows(self, piece: Piece, rows: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Rows of an FP8 piece, in memory that the thread uses again and again: fresh pages cost more than the arithmetic."""
+        shape = (rows[1] - rows[0], piece.shape[1])
+        codes = self._memory("codes", shape, torch.uint8)
+        self._source.read_codes(piece, codes, rows=rows)
+        scale = self._source.weight_scale(piece)
+        assert scale is not None
+        if not pays(codes, dtype):
+            return dequantise_fp8(codes, scale, dtype)
+        out = self._memory("values", shape, dtype)
+        look_up_pairs(codes.view(-1), dequantise_fp8(_ALL_CODES, scale, dtype), out.view(-1))
+        return out
+
+    def _memory(self, name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """A tensor of this thread, valid until it asks for the same name again."""
+        size = shape[0] * shape[1] * dtype.itemsize
+        found: Tensor | None = getattr(self._own, name, None)
+        if found is None or found.numel() < size:
+            found = torch.empty(size, dtype=torch.uint8)
+            setattr(self._own, name, found)
+        return found[:size].view(dtype).view(shape)
 
     def _quantise(self, item: Item, descriptor: int) -> dict[str, int]:
         target = self._target

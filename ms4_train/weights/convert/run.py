@@ -77,7 +77,8 @@ def convert(
         softmax_scale: see ``read_model_config``; decides what the result's configuration says.
         scales: for FP8 from weights that are not: an FP8 folder, or a scales file; default ``fp8_scales.json`` in the source.
         weight_scales: ``kept`` quantises with the scales found, and clips values that outgrew them (counted, and warned of); ``fitted``
-            maps each matrix' largest magnitude to 448. Scales of activations are kept in both cases.
+            maps each matrix' largest magnitude to 448. Scales of activations are kept in both cases; where none are known, fitted
+            weights are written without, with a warning.
         dtype: bfloat16 or float32, of values that are not quantised; default: as they are stored, bfloat16 for dequantised ones.
         max_shard_bytes: size of one weight file, or one tensor if that is larger.
         threads: that read, convert and write; default: one per core, eight at most.
@@ -226,7 +227,7 @@ class _Work:
         before = self._files()
         paths = [place.files / file.name for file in self.plan.files]
         todo = [item for item in self.items if item.number not in state.done]
-        lanes = max(1, min(len(paths), self.threads // 2))
+        lanes = min(len(paths), self.threads)  # files that are written, and hashed, side by side
         meter = Meter(callback, "converting", self.plan.num_bytes, self.plan.num_bytes - sum(item.num_bytes for item in todo))
         stop = threading.Event()
         hashes = FollowingHashes([(path, file.num_bytes) for path, file in zip(paths, self.plan.files, strict=True)], lanes)

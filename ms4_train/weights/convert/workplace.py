@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ms4_train.errors import StorageError, WeightsError
+from ms4_train.errors import MS4Error, StorageError, WeightsError
 from ms4_train.storage import fsync_file, fsync_folder, storage_errors
 from ms4_train.weights.convert.journal import JournalState, read_journal, start_journal
 from ms4_train.weights.convert.plan import FolderPlan
@@ -65,8 +65,8 @@ class Workplace:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Keep what a later run can go on from; bad input leaves nothing of this run."""
-        is_bad_input = error is not None and not isinstance(error, StorageError | KeyboardInterrupt | OSError)
+        """Keep what a later run can go on from; bad input leaves nothing of this run. A disk that fails to read is not bad input."""
+        is_bad_input = isinstance(error, MS4Error) and not isinstance(error, StorageError) and not isinstance(error.__cause__, OSError)
         if error is not None and ((self._is_ours and is_bad_input) or read_journal(self.folder) is None):
             shutil.rmtree(self.folder, ignore_errors=True)
         self._leave()

@@ -2,7 +2,7 @@
 
 Exercise it: ``pytest tests/ms4_train/weights/hub/test_local_model.py``.
 
-Not covered: that the tensors are those of a model of ours (``ms4 model info`` tells); names, shapes and sums are enough to publish.
+Not covered: that the tensors are those of a model of ours (``ms4 weights inspect`` tells); names, shapes and sums are enough to publish.
 """
 
 from __future__ import annotations

@@ -37,7 +37,14 @@ def test_tokenizer_then_model(tmp_path):
     assert result.exit_code == 0
     model = load_model(tmp_path / "m", dtype=torch.float32)
     assert model.config.vocab_size == 338
-    for text in ("338", f"{model.config.num_parameters():,}", "F32", "32 of width 64, 4 per token + 1 shared", "plain", "nothing is missing"):
+    for text in (
+        "338",
+        f"{model.config.num_parameters():,}",
+        "F32",
+        "32 of width 64, 4 per token + 1 shared",
+        "plain",
+        "nothing is missing",
+    ):
         assert text in result.output
     assert base_fingerprint(tmp_path / "m") in "".join(result.output.split())
 

@@ -57,8 +57,9 @@ def test_convert_inspect_verify_diff(tmp_path, request, source, to, fp8):
     assert ("tolerance 0 " in verified.output) == is_lossless
     assert ("every one equal to the bit" in verified.output) == is_lossless
     compared = run("diff", folder, out)
-    same = is_lossless and (source == "plain" or to == "native-fp8")  # fp8 to bf16 is rounded once, which diff counts and verify allows
+    same = is_lossless and (source == "plain" or to == "native-fp8")  # fp8 to bf16 is rounded once, which diff counts unless told not to
     assert (compared.exit_code == 0) == same, compared.output
+    assert (run("diff", folder, out, "--rounded").exit_code == 0) == is_lossless
     assert run("diff", folder, out, "--tolerance", "0.1").exit_code == 0
 
 
@@ -97,7 +98,8 @@ def test_diff_finds_a_flipped_bit_and_json_says_where(tmp_path, plain):
     content = json.loads(run("diff", plain, tmp_path, "--json").output)
     assert [(piece["name"], piece["worst"]) for piece in content["pieces"]] == [("model.layers.1.mlp.experts.2.down_proj.weight", [5, 6])]
     assert run("diff", plain, tmp_path, "--tolerance", "1").exit_code == 0
-    assert "0 identical" not in run("diff", plain, tmp_path, "--all").output
+    assert "model.norm.weight" not in result.output
+    assert "model.norm.weight" in run("diff", plain, tmp_path, "--all").output
 
 
 def test_verify_fails_with_1_and_names_layer_and_weight(tmp_path, plain):

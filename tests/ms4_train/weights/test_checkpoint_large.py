@@ -1,6 +1,7 @@
 """The 119B release's headers open within seconds, and stacks of exactly 2^31 elements are sliced at the right bytes (sparse files)."""
 
 import json
+import math
 import os
 import time
 
@@ -24,6 +25,8 @@ KNOWN = {
     Layout.HF: (765, 2 * 119_401_298_944),
     Layout.NVFP4: (56_313, 70_801_959_560),
 }
+# Two for each quantised matrix; Hugging Face's gate and up share theirs. 19,008 is what the hub counts beside the parameters.
+SCALES = {Layout.HF_FP8: 19_008, Layout.NATIVE_FP8: 28_224, Layout.NVFP4: 27_864}
 
 
 def write_release(folder, layout, config=RELEASE):
@@ -48,6 +51,9 @@ def test_the_release_opens_within_seconds(tmp_path, layout):
     assert computed_constants(checkpoint.config.text) == computed_constants(RELEASE.text)
     assert checkpoint.config.num_parameters() == 119_401_298_944
     assert (len(checkpoint.stored), checkpoint.num_bytes) == KNOWN.get(layout, (len(checkpoint.stored), checkpoint.num_bytes))
+    scalars = [name for name, spec in checkpoint.table.tensors().items() if spec.kind == "scalar"]
+    scales = sum(math.prod(checkpoint.stored[name].info.shape) for name in scalars)
+    assert scales == SCALES.get(layout, 0)
     start = time.process_time()
     fingerprint(checkpoint)
     sampling = time.process_time() - start

@@ -197,7 +197,13 @@ LARGE = layouts.Tiny(hidden_size=512, moe_intermediate_size=512, n_routed_expert
 
 @pytest.mark.parametrize(
     ("layout", "dequantise", "leak"),
-    [("hf", True, False), ("native-fp8", True, False), ("native-fp8", True, True), ("native-fp8", False, False), ("nvfp4", False, False)],
+    [
+        ("hf", True, False),
+        ("native-fp8", True, False),
+        ("native-fp8", True, True),
+        pytest.param("native-fp8", False, False, marks=pytest.mark.slow),
+        pytest.param("nvfp4", False, False, marks=pytest.mark.slow),
+    ],
 )
 def test_peak_memory_is_the_model_and_a_little(tmp_path, layout, dequantise, leak):
     """In a process of its own: the high-water mark of resident memory, of which the files' cached pages are no part.

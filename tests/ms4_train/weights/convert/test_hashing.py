@@ -1,6 +1,7 @@
 """Files hashed while they are written, in any order, have hashlib's sums; a failure is raised, not waited for."""
 
 import hashlib
+import itertools
 import os
 import random
 import threading
@@ -25,7 +26,7 @@ def test_ranges_in_any_order_from_several_threads(tmp_path, hashers):
     ranges = []
     for file, size in enumerate(sizes):
         cuts = sorted({0, size, *(generator.randrange(size) for _ in range(40))})
-        ranges += [(file, start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
+        ranges += [(file, start, stop) for start, stop in itertools.pairwise(cuts)]
     generator.shuffle(ranges)
     lock = threading.Lock()
 

@@ -48,12 +48,16 @@ def truncate(folder):
 
 
 def rename_a_tensor(folder):
-    damage(folder / "model.safetensors", lambda data: data.__setitem__(slice(None), data.replace(b"q_a_proj.weight", b"q_x_proj.weight", 1)))
+    damage(
+        folder / "model.safetensors", lambda data: data.__setitem__(slice(None), data.replace(b"q_a_proj.weight", b"q_x_proj.weight", 1))
+    )
 
 
 def misshape(folder):
     tensors = load_file(folder / "model.safetensors")
-    save_file({name: t[:-1].contiguous() if name.endswith("lm_head.weight") else t for name, t in tensors.items()}, folder / "model.safetensors")
+    save_file(
+        {name: t[:-1].contiguous() if name.endswith("lm_head.weight") else t for name, t in tensors.items()}, folder / "model.safetensors"
+    )
 
 
 def duplicate(folder):
@@ -152,21 +156,6 @@ def test_what_cannot_be_written_is_said_with_what_to_do(tmp_path):
     assert refused(tmp_path / "hf", "native", threads=0).key == "threads"
     assert "Hugging Face" in refused(tmp_path / "hf", "native", family="native").message
     assert "native-fp8" in refused(tmp_path / "hf", "gguf").fix
-
-
-@pytest.mark.parametrize("to", ["native-fp8", "hf-fp8"])
-def test_without_any_scales_those_of_weights_can_be_fitted(tmp_path, caplog, to):
-    """Enough to train on; that activations have none is said in words, and in the configuration where it has a word for it."""
-    layouts.hf_folder(tmp_path / "hf")
-    go(tmp_path / "hf", tmp_path / "out", to, weight_scales="fitted")
-    assert "no scales of activations" in caplog.text
-    made = open_checkpoint(tmp_path / "out")
-    quantised = [piece for piece in made.pieces().values() if made.weight_scale(piece) is not None]
-    assert len(quantised) == 2 * (5 + 3 + 8 * 3)
-    assert all(made.activation_scale(piece) is None for piece in quantised)
-    if to == "hf-fp8":
-        config = json.loads((tmp_path / "out" / "config.json").read_text())
-        assert config["quantization_config"]["activation_scheme"] == "dynamic"
 
 
 def test_float16_sources_are_written_in_another_type_only(tmp_path):
@@ -293,4 +282,3 @@ def test_a_disk_that_fills_up_keeps_what_is_done(tmp_path):
     assert left == "['.out.converting', 'ballast']"
     assert resumed == "True True"
     assert finished == "['out']"
-

@@ -1,4 +1,4 @@
-"""Conversions between all layouts, tensor for tensor, against the factories of ``support.layouts``, which were written without ``ms4_train``.
+"""Conversions between all layouts, tensor for tensor, against the factories of ``support.layouts``, which know nothing of ``ms4_train``.
 
 Plain layouts and kept scales are exact, so nothing here has a tolerance. NVFP4's oracle is compressed-tensors' decoder; the lossy fusion
 of HF-FP8 is transformers' published formula.
@@ -122,9 +122,7 @@ def test_native_fp8_from_nvfp4(tmp_path):
     plain = [name for name in found if found[name].dtype == torch.bfloat16 and "qscale_weight" not in name]
     assert all(torch.equal(found[name], expected[name]) for name in plain)
     name = "layers.1.experts.3.w2."
-    one, other = (
-        tensors[name + "weight"].float() * tensors[name + "qscale_weight"].float() for tensors in (found, expected)
-    )
+    one, other = (tensors[name + "weight"].float() * tensors[name + "qscale_weight"].float() for tensors in (found, expected))
     assert torch.allclose(one, other, rtol=2**-3, atol=0)  # neighbouring e4m3 codes are up to an eighth apart
 
 
