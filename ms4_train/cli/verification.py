@@ -37,13 +37,17 @@ MAX_PROMPTS_BYTES = 1 << 20
 
 
 def checked_sums(checkpoint: Checkpoint) -> str:
-    """Compare every file that ``SHA256SUMS`` names, and every weight file, with it; says in words what was compared.
+    """Compare every file that ``SHA256SUMS`` names, and every weight file, with it.
+
+    Returns:
+        In words, what was compared and what is there without a sum.
 
     Raises:
         WeightsError: a file is missing, differs, or is a weight file without a sum.
     """
     from ms4_train.cli.bars import counting_bar
-    from ms4_train.weights.checksums import bytes_to_check, check_sums, read_sums
+    from ms4_train.weights.checksums import SUMS_FILE, bytes_to_check, check_sums, read_sums
+    from ms4_train.weights.names import and_more
 
     sums = read_sums(checkpoint.folder)
     if sums is None:
@@ -59,7 +63,9 @@ def checked_sums(checkpoint: Checkpoint) -> str:
                 show(done, total)
 
         check_sums(checkpoint.folder, names, progress=progress)
-    return f"{len(names):,} files match SHA256SUMS"
+    beside = sorted(path.name for path in checkpoint.folder.iterdir() if path.is_file() and path.name not in {*names, SUMS_FILE})
+    unproven = f"; it does not name {beside[0]}{and_more(beside)}" if beside else ""
+    return f"{len(names):,} files match {SUMS_FILE}{unproven}"
 
 
 def compare(source: Checkpoint, result: Checkpoint, prompts: str | None, tolerance: float | None) -> tuple[LogitsReport, str]:
@@ -148,6 +154,7 @@ def report_json(report: LogitsReport) -> dict[str, Any]:
         "config": [asdict(change) for change in report.config],
         "weights_compared": report.num_weights,
         "weights_differing": [piece.name for piece in report.weights],
+        "activation_scales_differing": list(report.activation_scales),
         "experts_reached": report.reached,
         "experts": report.num_experts,
     }
@@ -155,6 +162,7 @@ def report_json(report: LogitsReport) -> dict[str, Any]:
 
 def print_report(report: LogitsReport, what: str, console: Console) -> None:
     """Print the comparison of logits."""
+    from ms4_train.weights.names import and_more
 
     def line(text: str, style: str | None = None) -> None:
         console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
@@ -168,16 +176,14 @@ def print_report(report: LogitsReport, what: str, console: Console) -> None:
     worst = max(report.stages, key=lambda stage: stage.error)
     most = f"the worst is {worst.name} with an error of {worst.error:.3g}" if worst.error else "every one equal to the bit"
     line(f"blocks: {most}; tolerance {report.expectation.tolerance:g} ({report.expectation.reason})")
-    has_all = report.expectation.weight_tolerance is not None
-    kind = "pieces" if has_all else "vision pieces"
-    line(
-        f"experts: tokens went to {report.reached:,} of {report.num_experts:,}"
-        + ("" if has_all else "; ms4 weights diff compares them all")
-    )
-    if report.num_weights:
-        line(f"weights: {report.num_weights:,} {kind} compared value by value, {len(report.weights):,} beyond the tolerance")
+    line(f"experts: tokens went to {report.reached:,} of {report.num_experts:,}")
+    kind = "pieces" if report.expectation.weight_tolerance is not None else "pieces that no token reaches whole"
+    line(f"weights: {report.num_weights:,} {kind} compared value by value, {len(report.weights):,} beyond the tolerance")
     for change in report.config:
         line(f"configuration: {change.key} is {change.b!r}, the source has {change.a!r}; it changes what is computed", "red")
+    if report.activation_scales:
+        names = f"{report.activation_scales[0]}{and_more(report.activation_scales)}"
+        line(f"scales: not the source's for the activations of {names}; servers use them", "red")
     for piece in report.weights[:3]:
         line(f"weights: {piece.name} differs by {piece.relative_error:.3g}", "red")
     if report.first_failing is not None:

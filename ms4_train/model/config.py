@@ -21,6 +21,7 @@ SoftmaxScale = Literal["plain", "mscale"]
 
 # Far above any real model. A damaged file must not ask for years of building modules, or for sizes that torch cannot count.
 _MAX_LAYERS = 1024
+_MAX_EXPERTS = 1 << 17  # of all layers
 _MAX_SIZE = 2**31 - 1
 _MAY_BE_ZERO = {"mscale", "mscale_all_dim", "llama_4_scaling_beta"}
 
@@ -126,6 +127,8 @@ class TextConfig:
             raise WeightsError(f"is {self.softmax_scale!r}.", key="softmax_scale", fix="use plain or mscale.")
         if self.num_hidden_layers > _MAX_LAYERS:
             _refuse(f"must be at most {_MAX_LAYERS}, got {self.num_hidden_layers}.", "num_hidden_layers")
+        if self.num_hidden_layers * self.n_routed_experts > _MAX_EXPERTS:
+            _refuse(f"times num_hidden_layers must be at most {_MAX_EXPERTS:,}, got {self.n_routed_experts:,}.", "n_routed_experts")
         if self.num_key_value_heads != self.num_attention_heads:
             _refuse(
                 f"must equal num_attention_heads, {self.num_attention_heads}: each latent is expanded to every head.", "num_key_value_heads"

@@ -155,7 +155,7 @@ def put_quantised(model: nn.Module, name: str, weight: QuantisedWeight, dtype: t
         if weight.shape[1:] != parameter.shape[1:]:
             raise ValueError(f"{name}: a weight {list(weight.shape)} for a stack {list(parameter.shape)}")
         delattr(owner, leaf)
-        setattr(owner, leaf, QuantisedStack(weight, dtype))
+        setattr(owner, leaf, QuantisedStack(weight, dtype).train(owner.training))
         return
     if type(owner) is not nn.Linear or owner.bias is not None:
         raise ValueError(f"{name} cannot be quantised: it is neither of a plain linear layer nor a stack of experts")

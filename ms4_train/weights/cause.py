@@ -119,7 +119,10 @@ def _other_expert(source: Checkpoint, result: Checkpoint, piece: Piece, theirs: 
 
 
 def _is_moved(theirs: Tensor, mine: Tensor, same: float) -> bool:
-    """Whether the first rows found are rows of the source, each another one."""
-    found = theirs[:_ROWS]
-    nearest = mine[torch.cdist(found, mine).argmin(dim=1)]
-    return len(nearest.unique(dim=0)) == len(found) and _close(found, nearest, same)
+    """Whether the rows found, from the first wrong one on, are rows of the source, each another one, and not all in their place."""
+    wrong = (theirs != mine).any(dim=1).nonzero()
+    first = int(wrong[0]) if len(wrong) else 0
+    found = theirs[first : first + _ROWS]
+    at = torch.cdist(found, mine).argmin(dim=1)
+    is_elsewhere = bool((at != torch.arange(first, first + len(found))).any())
+    return is_elsewhere and len(at.unique()) == len(found) and _close(found, mine[at], same)

@@ -10,6 +10,7 @@ Shape suffixes: o rows, i columns, r the rows asked for.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -276,7 +277,7 @@ def open_checkpoint(folder: str | Path, *, family: FamilyChoice = "auto", softma
     folder = Path(folder)
     chosen = find_family(folder, family)
     if family == "auto" and len(families_present(folder)) > 1:
-        _log.info("%s holds Hugging Face and Mistral-native files; the %s ones are read.", folder, chosen)
+        _say_which(folder, chosen)
     config = read_model_config(folder, family=chosen, softmax_scale=softmax_scale)
     located = locate(folder, chosen)
     evidence = weigh_evidence(located, chosen)
@@ -295,18 +296,19 @@ def open_checkpoint(folder: str | Path, *, family: FamilyChoice = "auto", softma
     return Checkpoint(folder, chosen, table, stored, skipped, scalars, files)
 
 
+@functools.cache  # once per folder: a command opens its model more than once
+def _say_which(folder: Path, chosen: Family) -> None:
+    _log.warning("%s holds Hugging Face and Mistral-native weights; the %s ones are read, the others ignored.", folder, chosen)
+
+
 def table_of(config: ModelConfig, family: Family, evidence: Evidence, stored: Mapping[str, StoredTensor]) -> LayoutTable:
-    """The table of what was found; its types are those that most stored values and FP8 scales have."""
-    plain: dict[str, int] = {}
-    scales: dict[str, int] = {}
-    for name, item in stored.items():
+    """The table of what was found; its type is the one in which most bytes of values that are not quantised are stored."""
+    counts: dict[str, int] = {}
+    for item in stored.values():
         if item.info.dtype in DTYPES:
-            is_scale = "scale" in name.rpartition(".")[2]
-            counts = scales if is_scale else plain
-            counts[item.info.dtype] = counts.get(item.info.dtype, 0) + (1 if is_scale else item.num_bytes)
-    dtype = max(plain, key=lambda key: plain[key], default="BF16")
-    scale_dtype = max(scales, key=lambda key: scales[key], default="BF16") if evidence.encoding == "fp8" else "BF16"
-    return LayoutTable(evidence.layout(family), config, evidence.hf_names, dtype, scale_dtype)
+            counts[item.info.dtype] = counts.get(item.info.dtype, 0) + item.num_bytes
+    dtype = max(counts, key=lambda key: counts[key], default="BF16")  # scales are too few bytes to count
+    return LayoutTable(evidence.layout(family), config, evidence.hf_names, dtype)
 
 
 def check_declared(folder: Path, family: Family, evidence: Evidence, stored: Mapping[str, StoredTensor]) -> None:

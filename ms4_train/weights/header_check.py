@@ -7,10 +7,10 @@ Not covered: values; and tensors that an index or two files disagree about (``st
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from ms4_train.errors import WeightsError
@@ -86,10 +86,10 @@ class HeaderCheck:
         """Every disagreement: missing tensors, then unexpected ones, then shapes and types. The first of a kind counts the others."""
         for index, name in enumerate(self.missing):
             rest = self.missing if index == 0 else ()
-            yield Mismatch("missing", name, partial(self._missing_error, name, rest))
+            yield Mismatch("missing", name, functools.partial(self._missing_error, name, rest))
         for index, name in enumerate(self.unexpected):
             rest = self.unexpected if index == 0 else ()
-            yield Mismatch("unexpected", name, partial(self._unexpected_error, name, rest))
+            yield Mismatch("unexpected", name, functools.partial(self._unexpected_error, name, rest))
         for name, spec in self.table.tensors().items():
             stored = self.stored.get(name)
             if stored is None:
@@ -97,10 +97,10 @@ class HeaderCheck:
             if stored.info.dtype not in READABLE[spec.kind]:
                 wanted = " or ".join(READABLE[spec.kind])
                 what = f"has type {stored.info.dtype}; the {self.table.layout} layout has {wanted} here."
-                yield Mismatch("mistyped", name, partial(WeightsError, what, file=stored.file, key=name, fix=_BELONGS))
+                yield Mismatch("mistyped", name, functools.partial(WeightsError, what, file=stored.file, key=name, fix=_BELONGS))
             if not fits(stored.info.shape, spec):
                 what = f"has shape {list(stored.info.shape)}, but {self.config_file} says {list(spec.shape)}."
-                yield Mismatch("misshapen", name, partial(WeightsError, what, file=stored.file, key=name, fix=_BELONGS))
+                yield Mismatch("misshapen", name, functools.partial(WeightsError, what, file=stored.file, key=name, fix=_BELONGS))
 
     def _missing_error(self, name: str, rest: tuple[str, ...]) -> WeightsError:
         more = and_more(rest)
@@ -145,14 +145,20 @@ class HeaderCheck:
 
     def _other_spelling(self, name: str) -> StoredTensor | None:
         """The stored tensor that holds what an unexpected name means in another spelling or family."""
+        here = self._other_spellings.get(name)
+        return None if here is None else self.stored.get(here)
+
+    @functools.cached_property
+    def _other_spellings(self) -> dict[str, str]:
+        """Name of a tensor in another spelling or family -> the name here of what it holds. Seconds of work for the large model."""
+        found: dict[str, str] = {}
         for layout, hf_names in ((Layout.NATIVE, HfNames.TEXT), *((Layout.HF, prefix) for prefix in HfNames)):
-            other = LayoutTable(layout, self.table.config, hf_names)
-            if (layout.is_hf, hf_names) == (self.table.layout.is_hf, self.table.hf_names) or name not in other.tensors():
+            if (layout.is_hf, hf_names) == (self.table.layout.is_hf, self.table.hf_names):
                 continue
+            other = LayoutTable(layout, self.table.config, hf_names)
             for piece in other.pieces().values():
-                if other.place(piece).values == name:
-                    return self.stored.get(self.table.place(piece).values)
-        return None
+                found.setdefault(other.place(piece).values, self.table.place(piece).values)
+        return found
 
 
 def fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:

@@ -118,6 +118,7 @@ def hf_encoding(content: Mapping[str, Any], *, file: Path) -> Encoding:
     Raises:
         WeightsError: another quantisation, or FP8 in blocks.
     """
+    found: Encoding = "plain"
     for prefix, holder in (("", content), ("text_config.", content.get("text_config"))):
         declared = holder.get("quantization_config") if isinstance(holder, Mapping) else None
         if not declared:
@@ -130,8 +131,8 @@ def hf_encoding(content: Mapping[str, Any], *, file: Path) -> Encoding:
             _refuse(f"quantisation {method!r} is not read.", file, f"{key}.quant_method", "use the FP8, NVFP4 or BF16 files of the model.")
         if declared.get("weight_block_size") is not None:
             _refuse("FP8 in blocks is not read.", file, f"{key}.weight_block_size", "use files with one scale per matrix, or BF16 ones.")
-        return "fp8"
-    return "plain"
+        found = "fp8"
+    return found
 
 
 def _text_values(outer: Mapping[str, Any], file: Path) -> dict[str, Any]:

@@ -211,7 +211,7 @@ def _rows_of(tensor: Tensor, target: _Target, rows: Rows) -> Tensor:
 def _warn_of_vision(checkpoint: Checkpoint) -> None:
     count = sum(piece.part is Part.VISION for piece in checkpoint.pieces().values())
     if count:
-        _log.warning("%s: %d vision tensors are left out; the model is loaded as a text model.", checkpoint.folder, count)
+        _log.warning("%s: %d vision tensors are not used: no image is read. Exports carry them unchanged.", checkpoint.folder, count)
 
 
 def empty_model(config: TextConfig, experts_backend: Literal["auto", "reference", "cpu"] = "auto") -> Mistral4ForCausalLM:

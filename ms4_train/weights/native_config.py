@@ -20,6 +20,8 @@ from ms4_train.weights.pieces import ModelConfig
 _LOG = logging.getLogger(__name__)
 
 NATIVE_CONFIG_FILE = "params.json"
+NO_ACTIVATION_SCALES = "NO_SCALES"
+"""``quantization.qscheme_act`` of FP8 files without scales of activations; vLLM 0.32 then scales them as it runs."""
 
 # native key -> ours
 _TEXT_KEYS = {
@@ -102,14 +104,17 @@ def native_encoding(content: Mapping[str, Any], *, file: Path) -> Encoding:
     """How a parsed ``params.json`` says that the weights are stored: ``plain``, ``fp8`` or ``nvfp4`` (spec section 3.2).
 
     Raises:
-        WeightsError: another quantisation.
+        WeightsError: another quantisation, or two.
     """
     fix = "use the FP8, NVFP4 or BF16 files of the model."
+    if content.get("quantization") and content.get("quantization_config"):
+        raise WeightsError("contradicts quantization, which is there too.", file=file, key="quantization_config", fix=fix)
     if content.get("quantization"):
         declared = _section(content, "quantization", file)
-        for key, expected in (("qformat_weight", "fp8_e4m3"), ("qscheme_act", "TENSOR")):
-            if declared.get(key) != expected:
-                raise WeightsError(f"is {declared.get(key)!r}; only {expected!r} is read.", file=file, key=f"quantization.{key}", fix=fix)
+        for key, known in (("qformat_weight", ("fp8_e4m3",)), ("qscheme_act", ("TENSOR", NO_ACTIVATION_SCALES, None))):
+            if declared.get(key) not in known:
+                what = f"is {declared.get(key)!r}; only {known[0]!r} is read."
+                raise WeightsError(what, file=file, key=f"quantization.{key}", fix=fix)
         return "fp8"
     if content.get("quantization_config"):
         declared = _section(content, "quantization_config", file)

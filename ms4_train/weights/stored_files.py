@@ -26,6 +26,7 @@ from ms4_train.weights.names import and_more, nearest
 
 MAX_INDEX_BYTES = 64 << 20
 _HEADERS_AT_A_TIME = 8
+_MAX_FILE_NAME_BYTES = 255
 _AGAIN = "download the file and the index again."
 
 Report = Callable[[MS4Error], None]
@@ -60,8 +61,11 @@ def locate(folder: Path, family: Family, report: Report = refuse) -> dict[str, S
     """
     single, index = folder / SINGLE_FILES[family], folder / INDEX_FILES[family]
     has_single, has_index = (path.exists() or path.is_symlink() for path in (single, index))
-    if has_single and has_index:
-        report(WeightsError(f"holds both {single.name} and {index.name}.", file=folder, fix="delete the one that is not of the model."))
+    may_have_shards = family == "native" and not has_index and (folder / CONFIG_FILES["native"]).exists()
+    shards = sorted(folder.glob(NATIVE_SHARDS)) if may_have_shards else []
+    if has_single and (has_index or shards):  # engines that take every file of the pattern would read the model twice
+        other = index.name if has_index else shards[0].name
+        report(WeightsError(f"holds both {single.name} and {other}.", file=folder, fix="delete the one that is not of the model."))
     weight_map: dict[str, str] = {}
     if has_single:
         files = [single]
@@ -76,7 +80,7 @@ def locate(folder: Path, family: Family, report: Report = refuse) -> dict[str, S
             return {}
         files = [folder / name for name in sorted(set(weight_map.values()))]
     else:
-        files = sorted(folder.glob(NATIVE_SHARDS)) if family == "native" and (folder / CONFIG_FILES["native"]).exists() else []
+        files = shards
         if not files:
             report(no_weights(folder, family))
     found: dict[str, StoredTensor] = {}
@@ -144,18 +148,21 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise WeightsError("must map tensor names to files.", file=index, key="weight_map", fix="download the index again.")
     sound: set[str] = set()
     for name, file_name in weight_map.items():
+        if not name.isprintable():  # no header holds such a name, and a message with it could steer a terminal
+            raise WeightsError(f"lists an unprintable name, {name[:100]!a}.", file=index, key="weight_map", fix=_AGAIN)
         if isinstance(file_name, str) and file_name in sound:
             continue
-        if isinstance(file_name, str) and Path(file_name).name == file_name and file_name.endswith(".safetensors"):
-            sound.add(file_name)
-        else:
-            raise WeightsError(
-                f"{name[:100]!r} is not in a .safetensors file of this folder: {str(file_name)[:100]!r}.",
-                file=index,
-                key="weight_map",
-                fix="download the index again.",
-            )
+        if not (isinstance(file_name, str) and _is_file_of_a_folder(file_name)):
+            what = f"{name[:100]!r} is not in a .safetensors file of this folder: {ascii(file_name)[:100]}."
+            raise WeightsError(what, file=index, key="weight_map", fix="download the index again.")
+        sound.add(file_name)
     return weight_map
+
+
+def _is_file_of_a_folder(name: str) -> bool:
+    """Whether it is the plain name of a safetensors file, which every system can be asked for."""
+    is_plain = Path(name).name == name and name.isprintable() and len(name.encode()) <= _MAX_FILE_NAME_BYTES
+    return is_plain and name.endswith(".safetensors")
 
 
 class OpenFiles:

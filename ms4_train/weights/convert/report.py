@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ms4_train.weights.layouts import Layout
+from ms4_train.weights.writer import TOKENIZER_FILE
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class ConversionReport:
             lines.append(f"the remains of an earlier run were not used: {self.restarted}")
         if (warning := self.saturation_line()) is not None:
             lines.append(warning)
+        if TOKENIZER_FILE not in self.companions:
+            lines.append(f"no {TOKENIZER_FILE} came along: vLLM and ms4 want the release's own beside the weights; copy it there")
         if self.left_behind:
             lines.append("not copied: " + ", ".join(self.left_behind))
         return lines

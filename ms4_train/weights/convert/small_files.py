@@ -15,7 +15,7 @@ from ms4_train.weights.convert.plan import FolderPlan
 from ms4_train.weights.convert.target import Target
 from ms4_train.weights.detect import CONFIG_FILES, INDEX_FILES
 from ms4_train.weights.hf_config import to_generation_config, to_hf_model_config
-from ms4_train.weights.native_config import to_params
+from ms4_train.weights.native_config import NO_ACTIVATION_SCALES, to_params
 from ms4_train.weights.scales_file import SCALES_FILE, scales_text
 
 GENERATION_CONFIG = "generation_config.json"
@@ -37,7 +37,10 @@ def small_files(source: Checkpoint, target: Target, plan: FolderPlan) -> dict[st
         files[CONFIG_FILES["hf"]] = _json(config)
         files.setdefault(GENERATION_CONFIG, _json(to_generation_config(source.config.text)))
     else:
-        files[CONFIG_FILES["native"]] = _json(to_params(source.config, table.layout))
+        params = to_params(source.config, table.layout)
+        if table.layout.encoding == "fp8" and not target.has_activation_scales:
+            params["quantization"]["qscheme_act"] = NO_ACTIVATION_SCALES
+        files[CONFIG_FILES["native"]] = _json(params)
     if plan.index_name is not None:
         files[plan.index_name] = _json(plan.index())
     if target.sidecar:

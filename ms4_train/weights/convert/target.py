@@ -81,7 +81,10 @@ def make_target(
     scale_dtype = next((_SCALES_SPELLED[entry.weight.dtype] for entry in kept.values()), "BF16")
     table = LayoutTable(to, source.config, hf_names, _SPELLED[plain], "BF16" if is_fitted else scale_dtype)
     specs = _specs(source, table, chosen, kept, is_fitted)
-    return Target(table, specs, kept, is_fitted, {} if to.encoding != "plain" else _sidecar(source))
+    target = Target(table, specs, kept, is_fitted, {} if to.encoding != "plain" else _sidecar(source))
+    if to.encoding == "fp8" and not target.has_activation_scales:
+        _LOG.warning("%s: no scales of activations are known, so none are written: engines scale activations as they run.", source.folder)
+    return target
 
 
 def _chosen_dtype(source: Checkpoint, dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -115,10 +118,6 @@ def _kept_scales(source: Checkpoint, given: Path | None, is_fitted: bool) -> Sca
     if (source.folder / SCALES_FILE).exists():
         return read_scales(source.folder / SCALES_FILE, source.config)
     if is_fitted:
-        _LOG.warning(
-            "%s: no scales of activations are known, so none are written; enough to train on; engines must scale them.",
-            source.folder,
-        )
         return {name: PieceScales(torch.ones((), dtype=torch.bfloat16), None) for name in fp8_pieces(source.config)}
     raise WeightsError(
         f"has no FP8 scales: it is not in FP8, and holds no {SCALES_FILE}.",

@@ -114,6 +114,10 @@ class Workplace:
         if not all(is_as_planned(self.files / file.name, file) for file in plan.files):
             return None, "its files are damaged"
         self._is_ours = True
+        planned = {file.name for file in plan.files}
+        for entry in self.files.iterdir():
+            if entry.name not in planned:
+                entry.unlink()  # small files are written anew; those of a killed run may be half, or gone from the source since
         return state, None
 
     def begin(self, plan: FolderPlan, header: Mapping[str, Any]) -> JournalState:

@@ -64,6 +64,9 @@ def test_sums_are_compared_and_their_absence_is_said(tmp_path):
     names = [path.name for path in tmp_path.iterdir()]
     write_sums(tmp_path, {name: file_sha256(tmp_path / name) for name in names})
     assert checked_sums(checkpoint) == f"{len(names)} files match SHA256SUMS"
+    (tmp_path / "consolidated-stray.safetensors").write_bytes(b"")  # an engine that takes all by their names would read it
+    assert checked_sums(checkpoint).endswith("SHA256SUMS; it does not name consolidated-stray.safetensors")
+    (tmp_path / "consolidated-stray.safetensors").unlink()
     write_sums(tmp_path, {name: file_sha256(tmp_path / name) for name in names if not name.endswith("1-of-00002.safetensors")})
     with pytest.raises(WeightsError, match="no sum for consolidated-00001"):  # a weight file without a sum is unproven
         checked_sums(checkpoint)

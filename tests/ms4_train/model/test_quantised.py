@@ -139,15 +139,16 @@ def test_counts_see_quantised_weights(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_takes_the_place_of_parameters_on_the_meta_device(kind):
     with torch.device("meta"):
-        model = Mistral4ForCausalLM(tiny_config())
+        model = Mistral4ForCausalLM(tiny_config()).eval()
     source = quantised_tiny(kind)
     for name, module in quantised_modules(source):
         put_quantised(model, f"{name}.weight" if isinstance(module, QuantisedLinear) else name, module.value(), torch.float32)
+    assert not any(module.training for module in model.modules())
     assert [name for name, _ in quantised_modules(model)] == [name for name, _ in quantised_modules(source)]
     model.load_state_dict(source.state_dict(), assign=True)
     ids = torch.arange(20)
     layout = SequenceLayout.from_lengths([20])
-    assert torch.equal(model.eval()(ids, layout), source(ids, layout))
+    assert torch.equal(model(ids, layout), source(ids, layout))
 
 
 def test_a_share_of_a_stack_may_take_its_place():

@@ -40,6 +40,8 @@ def cause_of(source, folder, name, weight, prefixes=BLOCK, make=native_folder):
         (lambda w: w.copy_(reference_pieces()[GATE.replace("gate", "up")]), "holds the source's up_proj: gate and up are swapped"),
         (lambda w: w.copy_(reference_pieces()[GATE.replace(".3.", ".6.")]), "holds the source's expert 6"),
         (lambda w: w[3, :4].zero_(), "differs in 4 of 2,048 values"),
+        (lambda w: w[3, 5].mul_(1.0078125), "differs in 1 of 2,048 values"),  # hardly moved, but its row is in its place
+        (lambda w: w[20:22].copy_(w[20:22].flip(0)), "rows in another order"),
         (lambda w: w.normal_(generator=torch.Generator().manual_seed(2)), "of its norm"),
         (lambda w: w[0, 0].fill_(torch.inf), "not finite"),
     ],
@@ -68,6 +70,13 @@ def test_rounding_to_fp8_hides_no_mistake(source, tmp_path):
     assert found is not None
     assert found.piece.name == GATE
     assert "every sign flipped" in found.words
+
+
+def test_rows_that_changed_places_far_down_are_seen(source, tmp_path):
+    wrong = changed(reference_pieces()[EMBEDDING], lambda w: w[300:302].copy_(w[300:302].flip(0).clone()))
+    found = cause_of(source, tmp_path, EMBEDDING, wrong, (EMBEDDING,))
+    assert found is not None
+    assert found.words == "has the source's rows in another order"
 
 
 def test_of_a_large_piece_the_rows_around_the_difference_are_looked_at(source, tmp_path, monkeypatch):

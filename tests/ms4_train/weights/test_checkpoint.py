@@ -50,9 +50,10 @@ def test_pieces_equal_the_reference(made):
     assert checkpoint.pieces().keys() == reference.keys()
     for name, piece in checkpoint.pieces().items():
         assert torch.equal(values(checkpoint, piece), reference[name]), name
-        into = torch.empty(piece.shape, dtype=torch.float32)
-        checkpoint.read_into(piece, into)
-        assert torch.equal(into.bfloat16(), reference[name]), name
+        for dtype in (torch.float32, torch.bfloat16):  # cast, and without a copy in between
+            into = torch.empty(piece.shape, dtype=dtype)
+            checkpoint.read_into(piece, into)
+            assert torch.equal(into.bfloat16(), reference[name]), name
     assert checkpoint.stored.keys() == stored.keys()
     assert checkpoint.num_bytes == sum(tensor.nbytes for tensor in stored.values())
     assert checkpoint.dtype == torch.bfloat16
@@ -198,6 +199,10 @@ def test_other_types_of_plain_values(tmp_path, layout, dtype):
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.dtype == dtype
     assert checkpoint.read_piece(checkpoint.pieces()[UP]).dtype == dtype
+    rewrite(tmp_path, lambda tensors: tensors.update({name: value.double() for name, value in tensors.items() if value.ndim == 1}))
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.read_piece(checkpoint.pieces()["model.norm.weight"]).dtype == torch.float64
+    assert checkpoint.dtype == dtype  # of the most bytes
 
 
 def test_native_files_are_preferred_and_either_can_be_asked_for(tmp_path, caplog):

@@ -10,6 +10,7 @@ from support.checkpoints import edit_json, rewrite, write_safetensors
 
 from ms4_train.errors import MS4Error, UntrustedInputError
 from ms4_train.weights.checkpoint import open_checkpoint
+from ms4_train.weights.summary import inspect_checkpoint
 
 HF_Q_A = "language_model.model.layers.0.self_attn.q_a_proj.weight"
 TEXT_Q_A = HF_Q_A.removeprefix("language_model.")
@@ -123,6 +124,7 @@ def test_fault(tmp_path, fault):
     assert error.key == name
     assert str(tmp_path) in error.file
     assert all(word in str(error) for word in words), str(error)
+    assert any(name in problem for problem in inspect_checkpoint(tmp_path).problems)
 
 
 @pytest.mark.parametrize("layout", FOLDERS)
@@ -231,6 +233,33 @@ def test_index_beside_a_single_file(tmp_path, layout):
     stem = "model" if layout == "hf" else "consolidated"
     (tmp_path / f"{stem}.safetensors").write_bytes(b"")
     assert "both" in str(refused(tmp_path))
+
+
+def test_shards_beside_a_single_file(tmp_path):
+    layouts.native_folder(tmp_path)
+    (tmp_path / "consolidated-00001-of-00001.safetensors").write_bytes((tmp_path / "consolidated.safetensors").read_bytes())
+    assert "both consolidated.safetensors and consolidated-00001-of-00001.safetensors" in str(refused(tmp_path))
+
+
+@pytest.mark.parametrize("file_name", ["a" * 300 + ".safetensors", "é" * 150 + ".safetensors", "a\0.safetensors", "\x1b[2J.safetensors"])
+def test_index_with_file_names_that_no_file_has(tmp_path, file_name):
+    layouts.hf_folder(tmp_path, shards=2)
+    edit_json(tmp_path / "model.safetensors.index.json", lambda content: content["weight_map"].update({HF_Q_A: file_name}))
+    error = refused(tmp_path)
+    assert error.key == "weight_map"
+    assert HF_Q_A in str(error)
+    assert str(error).isprintable()
+
+
+@pytest.mark.parametrize("name", ["x\x1b[31m", "\u202egnp.weight", "a\0b"])
+def test_index_with_unprintable_tensor_names(tmp_path, name):
+    layouts.hf_folder(tmp_path, shards=2)
+    edit_json(
+        tmp_path / "model.safetensors.index.json", lambda content: content["weight_map"].update({name: "model-00001-of-00002.safetensors"})
+    )
+    error = refused(tmp_path)
+    assert error.key == "weight_map"
+    assert str(error).isprintable()
 
 
 @pytest.mark.parametrize(

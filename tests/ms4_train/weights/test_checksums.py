@@ -45,6 +45,8 @@ def test_the_real_program_reads_our_file_and_we_read_its(folder):
         assert len(theirs.splitlines()) == len(CONTENT)
         (folder / SUMS_FILE).write_text(theirs)
         assert set(check_sums(folder)) == set(CONTENT)
+    (folder / SUMS_FILE).write_text("".join(f"{line[:64].upper()}{line[64:]}\n" for line in theirs.splitlines()))
+    assert (sha256sum(folder, "-c", SUMS_FILE).returncode, set(check_sums(folder))) == (0, set(CONTENT))
     (folder / "b c.json").write_bytes(b"[]")
     assert sha256sum(folder, "-c", SUMS_FILE).returncode == 1
     with pytest.raises(WeightsError):

@@ -9,7 +9,17 @@ from ms4_train.weights.companions import companion_names, read_companions
 WANTED = ("LICENSE", "LICENSE.md", "SYSTEM_PROMPT.txt", "chat_template.jinja", "generation_config.json", "preprocessor_config.json")
 OTHERS = (
     *("config.json", "params.json", "model.safetensors", "model.safetensors.index.json", "consolidated.safetensors", "SHA256SUMS"),
-    *("README.md", "modeling_mistral.py", "pytorch_model.bin", "tekken.json.bak", ".gitattributes", "hub.json", "fp8_scales.json"),
+    *(
+        "LICENSE.py",
+        "NOTICE.safetensors",
+        "README.md",
+        "modeling_mistral.py",
+        "pytorch_model.bin",
+        "tekken.json.bak",
+        ".gitattributes",
+        "hub.json",
+        "fp8_scales.json",
+    ),
 )
 
 
@@ -20,6 +30,13 @@ def test_names(tmp_path):
     expected = sorted((*WANTED, "tekken.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"))
     assert companion_names(tmp_path) == expected
     assert read_companions(tmp_path) == {name: name.encode() for name in expected}
+
+
+@pytest.mark.parametrize("name", ["LICENSE\nx", "LICENSE\x1b[31m", "NOTICE\\x", "LICENSE\udcff"])
+def test_names_that_no_sums_can_hold_are_refused_at_once(tmp_path, name):
+    (tmp_path / name).write_text("")
+    with pytest.raises(UntrustedInputError, match="holds a file named"):
+        read_companions(tmp_path)
 
 
 def test_links_are_followed_and_broken_or_large_ones_refused(tmp_path, monkeypatch):

@@ -90,6 +90,19 @@ def test_equal_weights_under_another_arithmetic_are_no_match(tmp_path):
     assert diff(open_checkpoint(tmp_path / "a"), open_checkpoint(tmp_path / "b")).is_within(0)
 
 
+def test_a_scale_of_activations_alone_is_a_difference(tmp_path):
+    from safetensors.torch import save_file
+
+    native_fp8_folder(tmp_path / "a")
+    stored = native_fp8_folder(tmp_path / "b")
+    stored["layers.0.attention.wo.qscale_act"] *= 2
+    save_file(stored, tmp_path / "b" / "consolidated.safetensors")
+    found = diff(open_checkpoint(tmp_path / "a"), open_checkpoint(tmp_path / "b"))
+    assert found.num_identical == len(found.pieces) - 1
+    assert not found.is_within(0)
+    assert found.is_within(1e-9)  # no weight differs
+
+
 def test_progress_order_and_failures(tmp_path):
     native_fp8_folder(tmp_path)
     checkpoint = open_checkpoint(tmp_path)

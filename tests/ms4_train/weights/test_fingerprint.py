@@ -189,3 +189,15 @@ def test_large_pieces_are_sampled(folder, monkeypatch):
 
     rewrite(folder, change)
     assert base_fingerprint(folder) != before
+
+
+@pytest.mark.parametrize(("index", "is_sampled"), [(0, True), (63, True), (64, False), (-65, False), (-64, True), (-1, True)])
+def test_samples_lie_at_both_ends_of_a_large_piece(folder, monkeypatch, index, is_sampled):
+    monkeypatch.setattr("ms4_train.weights.fingerprint.WHOLE_VALUES", 256)
+    before = base_fingerprint(folder)
+
+    def change(tensors):
+        tensors["model.embed_tokens.weight"].view(-1)[index] += 1
+
+    rewrite(folder, change)
+    assert (base_fingerprint(folder) != before) == is_sampled

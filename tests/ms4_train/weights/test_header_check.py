@@ -71,3 +71,21 @@ def test_activation_scales_are_all_there_or_none():
     del stored["model.layers.0.self_attn.o_proj.activation_scale"]
     (found,) = mismatches(Layout.HF_FP8, table, stored)
     assert found.name == "model.layers.0.self_attn.o_proj.activation_scale"
+
+
+def test_the_names_of_other_layouts_are_made_once(monkeypatch):
+    """A damaged checkpoint of the large model has thousands of unexpected names, and each layout takes part of a second."""
+    table, stored = exact(Layout.NATIVE)
+    other = LayoutTable(Layout.HF, CONFIG)
+    stored |= {name: entry(name, spec.dtype, spec.shape) for name, spec in other.tensors().items()}
+    made = []
+
+    def layout_table(*arguments):
+        made.append(arguments)
+        return LayoutTable(*arguments)
+
+    monkeypatch.setattr("ms4_train.weights.header_check.LayoutTable", layout_table)
+    messages = [str(mismatch.error) for mismatch in mismatches(Layout.NATIVE, table, stored)]
+    assert len(messages) == len(other.tensors())
+    assert all("stored twice" in message for message in messages)
+    assert len(made) == 3

@@ -101,10 +101,15 @@ def test_plain_scale_without_attention_factor_would_be_wrong(tmp_path):
         ({"rope_parameters": {"rope_type": "linear", "factor": 2}}, "rope_parameters"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
         ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, "quantization_config"),
+        (
+            {"quantization_config": {"quant_method": "fp8"}, "text_config": {"quantization_config": {"quant_method": "awq"}}},
+            "text_config.quant",
+        ),
         ({"eos_token_id": []}, "eos_token_id"),
         ({"num_experts_per_tok": 99}, "num_experts_per_tok"),
         ({"softmax_scale": "half"}, "softmax_scale"),
         ({"text_config": 3}, "text_config"),
+        ({"text_config": {}, "tie_word_embeddings": True}, "tie_word_embeddings"),
     ],
 )
 def test_what_is_not_computed_here_is_refused_with_file_and_key(tmp_path, changes, key):

@@ -13,6 +13,7 @@ from support.checkpoints import our_logits, rewrite
 from ms4_kernels.quantised import Fp8Weight, Nvfp4Weight
 from ms4_train.errors import WeightsError
 from ms4_train.model.quantised import quantised_bytes, quantised_modules
+from ms4_train.weights import loading
 from ms4_train.weights.checkpoint import open_checkpoint
 from ms4_train.weights.loading import first_expert, load_model
 
@@ -103,6 +104,18 @@ def test_weights_kept_quantised_are_the_same_values(tmp_path, layout, expert_ran
         checkpoint = open_checkpoint(tmp_path)
         stored = sum(item.num_bytes for name, item in checkpoint.stored.items() if item.info.dtype in ("U8", "F8_E4M3"))
         assert stored <= quantised_bytes(kept) < stored * 1.02
+
+
+@pytest.mark.parametrize("dequantise", [True, False])
+@pytest.mark.parametrize("layout", MAKERS)
+def test_reading_in_chunks_changes_nothing(tmp_path, monkeypatch, layout, dequantise):
+    MAKERS[layout][0](tmp_path)
+    whole = load_model(tmp_path, dtype=torch.bfloat16, dequantise=dequantise).state_dict()
+    monkeypatch.setattr(loading, "CHUNK_BYTES", 5 * 64 * 2)  # five rows of 64 in bf16: pieces of 32 and 64 rows do not divide evenly
+    parts = load_model(tmp_path, dtype=torch.bfloat16, dequantise=dequantise).state_dict()
+    assert whole.keys() == parts.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(parts[name], tensor), name
 
 
 @pytest.mark.parametrize("layout", ["hf", "native"])

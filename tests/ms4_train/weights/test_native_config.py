@@ -101,6 +101,8 @@ def test_through_hugging_face_and_back():
         ({"vision_encoder__adapter_bias": True}, "vision_encoder.adapter_bias"),
         ({"quantization__qscheme_act": "TOKEN"}, "quantization.qscheme_act"),
         ({"quantization": None, "quantization_config": {"quant_method": "gptq"}}, "quantization_config.format"),
+        ({"quantization_config": {"format": "nvfp4-pack-quantized"}}, "quantization_config"),  # beside FP8's own declaration
+        ({"moe__num_experts": 1 << 20}, "moe.num_experts"),
     ],
 )
 def test_what_is_missing_or_not_computed_is_refused_in_native_words(changes, key):

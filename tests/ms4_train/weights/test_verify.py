@@ -185,19 +185,35 @@ def test_mistakes_fail_at_their_own_block_lossless_and_lossy(tmp_path, plain, mi
         assert [one.name for one in found.stages if one.fails] == [stage]
 
 
-def test_one_wrong_scale_of_an_fp8_copy(tmp_path, fp8):
-    from safetensors.torch import save_file
+def test_what_no_prompt_reaches_is_compared_by_value(tmp_path, plain):
+    sequence = [[5, 6]]
+    source = open_checkpoint(plain)
+    reached = compare_logits(source, source, sequence)
+    assert reached.reached < reached.num_experts
+    expert = next(e for e in range(8) if (1, e) not in _reached(source, sequence))
+    changes = {"model.embed_tokens.weight": (57, 0), f"model.layers.1.mlp.experts.{expert}.up_proj.weight": (0, 0)}
+    for name, index in changes.items():
+        pieces = reference_pieces()
+        pieces[name][index] += 1
+        native_folder(tmp_path / name, pieces=pieces)
+        found = compare_logits(source, open_checkpoint(tmp_path / name), sequence)
+        assert found.first_failing is None
+        assert not found.passed
+        assert [piece.name for piece in found.weights] == [name]
+        assert found.cause is not None
+        assert "differs in 1 of" in found.cause.words
 
-    stored = native_fp8_folder(tmp_path)
-    stored["layers.0.shared_experts.w3.qscale_weight"] *= 1.25
-    save_file(stored, tmp_path / "consolidated.safetensors")
-    found = compared(fp8, tmp_path)
-    assert found.expectation.tolerance == 0
-    assert found.first_failing is not None
-    assert found.first_failing.name == "layer 0, experts"
-    assert found.cause is not None
-    assert found.cause.piece.name == "model.layers.0.mlp.shared_experts.up_proj.weight"
-    assert "1.25 times the source's: a wrong scale" in found.cause.words
+
+def _reached(checkpoint, sequences):
+    from ms4_train.weights.layerwise import LayerwiseModel
+
+    model = LayerwiseModel(checkpoint)
+    layout = SequenceLayout.from_lengths([len(one) for one in sequences])
+    hidden_td = model.embed(torch.tensor([token for one in sequences for token in one]))
+    for layer in range(model.config.num_hidden_layers):
+        for half in ("attention", "experts"):
+            hidden_td = hidden_td + model.block(layer, half, hidden_td, model.plan(layout))
+    return model.experts_reached
 
 
 def test_vision_rows_that_no_text_reaches_are_compared(tmp_path, plain):
@@ -286,12 +302,14 @@ def test_text_alone_against_text_and_vision(tmp_path, plain):
     native_folder(tmp_path, vision=False)
     found = compared(plain, tmp_path)
     assert found.passed
-    assert found.num_weights == 0
+    assert found.num_weights == 1 + 3 * (found.num_experts - found.reached)  # the embedding, and experts that no token went to
 
 
 def test_progress_names_each_block(plain):
     seen = []
     compared(plain, plain, progress=lambda done, total, name: seen.append((done, total, name)))
+    assert {one[2] for one in seen[6:]} == {"weights"}
+    seen = seen[:6]
     assert [one[0] for one in seen] == list(range(6))
     assert {one[1] for one in seen} == {6}
     assert seen[3][2] == "layer 1, attention"
@@ -303,6 +321,6 @@ def test_what_pairs_are_expected_to_cost(plain, fp8, tmp_path):
     opened = {name: open_checkpoint(path) for name, path in {"plain": plain, "fp8": fp8, "half": half, "hf-fp8": hf_fp8}.items()}
     costs = {(a, b): expectation_of(opened[a], opened[b]).tolerance for a in opened for b in opened}
     assert costs["plain", "half"] == costs["half", "plain"] == module.HALF_TOLERANCE
-    assert costs["fp8", "plain"] == costs["hf-fp8", "fp8"] == costs["fp8", "fp8"] == costs["half", "half"] == 0
-    assert costs["plain", "fp8"] == costs["fp8", "hf-fp8"] == module.FP8_TOLERANCE
+    assert costs["fp8", "plain"] == costs["fp8", "fp8"] == costs["half", "half"] == 0
+    assert costs["plain", "fp8"] == costs["fp8", "hf-fp8"] == costs["hf-fp8", "fp8"] == module.FP8_TOLERANCE
     assert compare_logits(opened["plain"], opened["half"], SEQUENCES).passed

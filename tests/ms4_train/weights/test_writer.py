@@ -43,6 +43,13 @@ def test_shards_hold_every_tensor_once_and_keep_to_their_size(tmp_path, state):
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in state.values())
 
 
+def test_a_shard_may_be_filled_to_the_byte(tmp_path, state):
+    first_two = list(state)[:2]
+    limit = sum(state[name].nbytes for name in first_two)
+    save_model(state, tmp_path / "m", config=tiny_config(), max_shard_bytes=limit)
+    assert set(load_file(min((tmp_path / "m").glob("model-*.safetensors")))) == set(first_two)
+
+
 def test_tensors_may_come_one_at_a_time(tmp_path, state):
     alive = []
 

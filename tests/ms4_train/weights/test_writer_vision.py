@@ -15,7 +15,7 @@ from support.checkpoints import our_logits, relative_error, some_ids
 from support.layouts import both_folder, hf_folder, hf_fp8_folder, native_folder, native_fp8_folder, nvfp4_folder, reference_pieces
 
 from ms4_train.errors import UntrustedInputError, WeightsError
-from ms4_train.weights import load_model, open_checkpoint, save_model, writer
+from ms4_train.weights import folder, load_model, open_checkpoint, save_model, writer
 from ms4_train.weights.convert import convert
 from ms4_train.weights.scales_file import find_scales
 
@@ -102,6 +102,17 @@ def test_vision_is_read_when_its_shard_is_made(tmp_path: Path, monkeypatch: pyte
     vision_bytes = sum(tensor.nbytes for key, tensor in reference_pieces().items() if key.startswith(("vision_", "multi_")))
     assert sum(held) == vision_bytes > 2 * limit
     assert max(held) <= limit + 2 * 32 * 3 * 14 * 14  # a shard, and the tensor that did not fit into it
+
+
+def test_vision_counts_in_the_space_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(folder, "require_free_bytes", lambda path, needed: asked.append(needed))
+    hf_folder(tmp_path / "base")
+    model = load_model(tmp_path / "base", dtype=torch.float32)
+    save_model(model.state_dict(), tmp_path / "out", config=model.config, base=open_checkpoint(tmp_path / "base"))
+    tensors = sum(tensor.nbytes for tensor in stored_tensors(tmp_path / "out").values())
+    files = sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
+    assert [tensors <= needed - folder.MARGIN_BYTES <= files for needed in asked] == [True]
 
 
 def test_a_base_of_another_width_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from compressed_tensors.quantization.quant_scheme import NVFP4
 from ms4_kernels.quantised import dequantise_nvfp4
 
 SMALL, LARGE = (16, 64), (256, 2048)  # tables are used from 2^17 bytes of codes, [.., O, I / 2]
+ORDER_MATTERS = 899.8077392578125  # code * scale / divisor, computed from the left, differs in bf16 for 108 of the 2,032 pairs
 MAGNITUDES = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 
 
@@ -31,7 +32,7 @@ def peer(codes, scales, divisor):
     return NVFP4PackedCompressor.decompress(state, scheme)["weight"]
 
 
-@pytest.mark.parametrize("divisor", [1234.5, 1.0, 3.1e-3, 26880.0, 7.7e5])
+@pytest.mark.parametrize("divisor", [1234.5, 1.0, 3.1e-3, 26880.0, 7.7e5, ORDER_MATTERS])
 @pytest.mark.parametrize("shape", [SMALL, LARGE, (1, 16)])
 def test_equals_compressed_tensors(shape, divisor):
     codes, scales, divisor_tensor = (

@@ -17,7 +17,7 @@ from support.conversion import different, file_sums, stored_tensors
 
 from ms4_train.errors import StorageError, UntrustedInputError, WeightsError
 from ms4_train.weights.checksums import check_sums, folder_sums, write_sums
-from ms4_train.weights.convert import convert, run
+from ms4_train.weights.convert import convert, encode, run
 from ms4_train.weights.convert.workplace import Workplace
 
 REPOSITORY = Path(__file__).resolve().parents[4]
@@ -165,7 +165,8 @@ def test_float16_sources_are_written_in_another_type_only(tmp_path):
     assert different(stored_tensors(tmp_path / "out"), {name: tensor.float() for name, tensor in hf.items()}) == []
 
 
-def test_values_that_outgrew_kept_scales_are_counted(tmp_path, caplog):
+def test_values_that_outgrew_kept_scales_are_counted(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(encode, "CHUNK_VALUES", 64)  # a row at a time, of which three have such values
     layouts.native_fp8_folder(tmp_path / "fp8")
     go(tmp_path / "fp8", tmp_path / "plain", "native")
     tensors = stored_tensors(tmp_path / "plain")
@@ -241,6 +242,39 @@ def test_a_disk_that_is_too_small_is_found_first(tmp_path, monkeypatch):
     monkeypatch.setattr("ms4_train.storage.free_bytes", lambda path: 100_000)
     error = refused(tmp_path / "hf", "native", StorageError)
     assert "bytes are needed, 100,000 bytes are free" in error.message
+
+
+def stopped_before_the_rename(monkeypatch, source, out, to, **options):
+    def fail(place):
+        raise StorageError("the disk fails.", file=place.out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workplace, "commit", fail)
+        with pytest.raises(StorageError, match="disk fails"):
+            go(source, out, to, **options)
+
+
+def test_what_lies_on_the_disk_already_needs_no_room_again(tmp_path, monkeypatch):
+    layouts.hf_folder(tmp_path / "hf")
+    stopped_before_the_rename(monkeypatch, tmp_path / "hf", tmp_path / "out", "native")
+    monkeypatch.setattr("ms4_train.storage.free_bytes", lambda path: 200_000)
+    assert go(tmp_path / "hf", tmp_path / "out", "native").is_resumed
+    with pytest.raises(StorageError, match="bytes are needed"):  # without remains it is too little
+        go(tmp_path / "hf", tmp_path / "other", "native")
+
+
+def test_other_scales_start_anew(tmp_path, monkeypatch):
+    """Codes made for one scale under another one would be a wrong model that looks whole."""
+    layouts.hf_folder(tmp_path / "hf")
+    layouts.native_fp8_folder(tmp_path / "a")
+    layouts.native_fp8_folder(tmp_path / "b", pieces={name: value * 2 for name, value in layouts.reference_pieces().items()})
+    stopped_before_the_rename(monkeypatch, tmp_path / "hf", tmp_path / "out", "native-fp8", scales=tmp_path / "a")
+    report = go(tmp_path / "hf", tmp_path / "out", "native-fp8", scales=tmp_path / "b")
+    assert not report.is_resumed
+    go(tmp_path / "hf", tmp_path / "straight", "native-fp8", scales=tmp_path / "b")
+    assert file_sums(tmp_path / "out") == file_sums(tmp_path / "straight")
+    stopped_before_the_rename(monkeypatch, tmp_path / "hf", tmp_path / "again", "native-fp8", scales=tmp_path / "a")
+    assert go(tmp_path / "hf", tmp_path / "again", "native-fp8", scales=tmp_path / "a").is_resumed  # the same go on
 
 
 FULL_DISK = """

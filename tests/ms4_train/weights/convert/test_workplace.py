@@ -48,6 +48,16 @@ def test_commit_makes_the_target_and_leaves_nothing_else(tmp_path, source, plan)
     assert sorted(path.name for path in (tmp_path / "a" / "b" / "out").iterdir()) == [file.name for file in plan.files]
 
 
+def test_small_files_of_an_earlier_run_do_not_slip_into_the_result(tmp_path, source, plan):
+    begun(tmp_path / "out", source, plan, StorageError("full"))
+    for name in ("LICENSE", ".SHA256SUMS.1.abc.tmp"):
+        (tmp_path / ".out.converting" / "files" / name).write_text("of a killed run")
+    with Workplace(tmp_path / "out", source) as place:
+        assert place.left_over(plan, HEADER)[0] is not None
+        place.commit()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [file.name for file in plan.files]
+
+
 def unreadable():
     error = WeightsError("cannot be read (Input/output error).")
     error.__cause__ = OSError(5, "Input/output error")
@@ -128,6 +138,12 @@ def test_identity_follows_size_time_and_inode(tmp_path):
     first = source_identity([path])
     assert source_identity([path]) == first
     os.utime(path, ns=(5, 5))
+    assert source_identity([path]) != first
+    os.utime(path, ns=(first[0][2], first[0][2]))
+    assert source_identity([path]) == first
+    (tmp_path / "g").write_bytes(b"456")  # put in its place with its size and time, as `cp -p` and `mv` do
+    os.utime(tmp_path / "g", ns=(first[0][2], first[0][2]))
+    (tmp_path / "g").rename(path)
     assert source_identity([path]) != first
     path.unlink()
     with pytest.raises(WeightsError, match=str(path)):

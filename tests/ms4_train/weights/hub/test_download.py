@@ -85,7 +85,8 @@ def test_a_place_that_cannot_be_written():
 
 
 WAITING = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background has it ignored
 from ms4_train.weights.hub import pull
 try:
     pull("owner/model", sys.argv[1], endpoint=sys.argv[2])

@@ -132,6 +132,9 @@ def test_a_lost_file_of_a_complete_folder_is_fetched_again_and_a_changed_one_is_
     with pytest.raises(WeightsError, match=r"changed after it was pulled: it has 21 bytes instead of 10\."):
         get(hub, tmp_path / "out")
     assert "mine" in (tmp_path / "out" / "params.json").read_text()
+    (tmp_path / "out" / SHARD).unlink()  # nor is a sum written for the changed one when another file is fetched
+    with pytest.raises(WeightsError, match="changed after it was pulled"):
+        get(hub, tmp_path / "out")
 
 
 def test_another_commit_or_repository_is_refused_and_nothing_is_lost(hub, tmp_path):
