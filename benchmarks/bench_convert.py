@@ -31,13 +31,13 @@ from rich.table import Table
 
 from ms4_train.model import TextConfig
 from ms4_train.storage import atomic_write_text, fsync_file, fsync_folder
-from ms4_train.weights.checkpoint import open_checkpoint
 from ms4_train.weights.checksums import folder_sums, write_sums
 from ms4_train.weights.convert import convert, plan_files
-from ms4_train.weights.hf_config import to_hf_config
-from ms4_train.weights.layouts import HfNames, Layout, LayoutTable
-from ms4_train.weights.native_config import to_params
-from ms4_train.weights.pieces import ModelConfig
+from ms4_train.weights.layouts.hf_config import to_hf_config
+from ms4_train.weights.layouts.native_config import to_params
+from ms4_train.weights.layouts.pieces import ModelConfig
+from ms4_train.weights.layouts.tables import HfNames, Layout, LayoutTable
+from ms4_train.weights.reading.checkpoint import open_checkpoint
 
 COPY = "shutil.copy + fsync"
 SHARD_BYTES = 400 << 20

@@ -26,7 +26,7 @@ from torch import Tensor
 from ms4_train.model import Mistral4ForCausalLM, RopeParameters, TextConfig, init_weights
 from ms4_train.storage import atomic_write_text
 from ms4_train.weights import read_model_file
-from ms4_train.weights.hf_config import to_hf_config
+from ms4_train.weights.layouts.hf_config import to_hf_config
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

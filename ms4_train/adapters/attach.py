@@ -24,7 +24,7 @@ from ms4_train.config.schema import AdapterSection
 from ms4_train.errors import AdapterError
 from ms4_train.model import Mistral4Experts, Mistral4ForCausalLM
 from ms4_train.model.quantised import num_parameters, stand_ins
-from ms4_train.weights.loading import first_expert
+from ms4_train.weights.reading.loading import first_expert
 
 if TYPE_CHECKING:
     from peft.tuners.lora import Linear

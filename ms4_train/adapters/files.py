@@ -25,8 +25,8 @@ from ms4_train.errors import AdapterError, UntrustedInputError
 from ms4_train.model import Mistral4Experts, TextConfig
 from ms4_train.untrusted import TensorInfo, parse_json, read_bytes, read_safetensors_header
 from ms4_train.weights.folder import whole_folder
-from ms4_train.weights.loading import first_expert
-from ms4_train.weights.names import and_more, nearest
+from ms4_train.weights.layouts.names import and_more, nearest
+from ms4_train.weights.reading.loading import first_expert
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

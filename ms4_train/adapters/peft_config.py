@@ -17,7 +17,7 @@ from ms4_train.adapters.peft_format import stored_modules
 from ms4_train.adapters.targets import adaptable_linears, adaptable_stacks, matches
 from ms4_train.config.schema import AdapterSection
 from ms4_train.errors import AdapterError
-from ms4_train.weights.names import and_more
+from ms4_train.weights.layouts.names import and_more
 
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None),

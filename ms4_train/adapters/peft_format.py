@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ms4_train.errors import AdapterError
-from ms4_train.weights.names import text_name
+from ms4_train.weights.layouts.names import text_name
 
 ADAPTER_NAME = "default"
 PEFT_PREFIX = "base_model.model."

@@ -12,7 +12,7 @@ from torch import nn
 
 from ms4_train.errors import AdapterError
 from ms4_train.model import Mistral4Experts
-from ms4_train.weights.names import nearest
+from ms4_train.weights.layouts.names import nearest
 
 _LINEAR_PARENTS = (".self_attn", ".mlp.shared_experts")
 STACK_NAMES = ("gate_up_proj", "down_proj")

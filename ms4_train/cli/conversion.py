@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ms4_train.weights.convert import ConversionReport
-    from ms4_train.weights.detect import FamilyChoice
+    from ms4_train.weights.layouts.detect import FamilyChoice
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
@@ -58,7 +58,7 @@ def print_plan(
     from ms4_train.weights.convert.small_files import small_files
     from ms4_train.weights.convert.target import make_target
     from ms4_train.weights.folder import MARGIN_BYTES, refuse_foreign_content
-    from ms4_train.weights.layouts import Layout
+    from ms4_train.weights.layouts.tables import Layout
 
     refuse_foreign_content(out, None)
     checkpoint = open_checkpoint(source, family=family)

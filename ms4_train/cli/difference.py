@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from ms4_train.weights.config_diff import ConfigDifference
-    from ms4_train.weights.diff import CheckpointDifference
-    from ms4_train.weights.piece_error import PieceError
+    from ms4_train.weights.compare.config_diff import ConfigDifference
+    from ms4_train.weights.compare.diff import CheckpointDifference
+    from ms4_train.weights.compare.piece_error import PieceError
 
 _SHOWN_NAMES = 3
 

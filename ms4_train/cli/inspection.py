@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ms4_train.model import VisionConfig
-    from ms4_train.weights.detect import FamilyChoice
-    from ms4_train.weights.pieces import ModelConfig
-    from ms4_train.weights.summary import Inspection
+    from ms4_train.weights.layouts.detect import FamilyChoice
+    from ms4_train.weights.layouts.pieces import ModelConfig
+    from ms4_train.weights.reading.summary import Inspection
 
 _LAYOUTS = {
     "hf": "Hugging Face, not quantised",
@@ -35,8 +35,8 @@ def inspect_folder(folder: Path, family: FamilyChoice = "auto") -> Inspection:
     Raises:
         WeightsError: there is no such folder.
     """
-    from ms4_train.weights.detect import no_weights
-    from ms4_train.weights.summary import inspect_checkpoint
+    from ms4_train.weights.layouts.detect import no_weights
+    from ms4_train.weights.reading.summary import inspect_checkpoint
 
     if not folder.is_dir():
         raise no_weights(folder)
@@ -149,7 +149,7 @@ def _layout_words(found: Inspection) -> str:
 
 
 def _softmax_source(found: Inspection) -> str | None:
-    from ms4_train.weights.softmax_source import softmax_source
+    from ms4_train.weights.reading.softmax_source import softmax_source
 
     return None if found.family is None or found.config is None else softmax_source(found.folder, found.family)
 

@@ -78,9 +78,9 @@ def merge(
     from ms4_train.adapters import merge as merge_adapter
     from ms4_train.cli.inspection import inspect_folder, print_inspection
     from ms4_train.weights import load_model, open_checkpoint, save_model
-    from ms4_train.weights.base_weights import base_weights_line
-    from ms4_train.weights.fingerprint import fingerprint
     from ms4_train.weights.folder import refuse_foreign_content
+    from ms4_train.weights.reading.base_weights import base_weights_line
+    from ms4_train.weights.reading.fingerprint import fingerprint
 
     refuse_foreign_content(out, None)  # now rather than after minutes of work
     checkpoint = open_checkpoint(base)

@@ -95,8 +95,8 @@ def load_engine(model: Path, adapter: Path | None, chat_tokenizer: ChatTokenizer
 
     from ms4_train.inference import Engine
     from ms4_train.weights import base_fingerprint, load_model, open_checkpoint
-    from ms4_train.weights.base_weights import base_weights_line
-    from ms4_train.weights.loading_bar import loading_bar
+    from ms4_train.weights.reading.base_weights import base_weights_line
+    from ms4_train.weights.reading.loading_bar import loading_bar
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = dtype.value if dtype is not Dtype.auto else ("bfloat16" if device == "cuda" else "float32")

@@ -15,8 +15,8 @@ from ms4_train.errors import WeightsError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ms4_train.weights.checkpoint import Checkpoint
-    from ms4_train.weights.verify import LogitsReport
+    from ms4_train.weights.compare.verify import LogitsReport
+    from ms4_train.weights.reading.checkpoint import Checkpoint
 
 MODES = ("none", "high")
 PROMPTS = (
@@ -47,7 +47,7 @@ def checked_sums(checkpoint: Checkpoint) -> str:
     """
     from ms4_train.cli.bars import counting_bar
     from ms4_train.weights.checksums import SUMS_FILE, bytes_to_check, check_sums, read_sums
-    from ms4_train.weights.names import and_more
+    from ms4_train.weights.layouts.names import and_more
 
     sums = read_sums(checkpoint.folder)
     if sums is None:
@@ -75,7 +75,7 @@ def compare(source: Checkpoint, result: Checkpoint, prompts: str | None, toleran
         MS4Error: as ``sequences_for`` and ``compare_logits``.
     """
     from ms4_train.cli.bars import counting_bar
-    from ms4_train.weights.verify import compare_logits
+    from ms4_train.weights.compare.verify import compare_logits
 
     sequences, what = sequences_for([result.folder, source.folder], prompts, result.config.text.vocab_size)
     with counting_bar("layers") as progress:
@@ -113,7 +113,7 @@ def sequences_for(folders: list[Path], wanted: str | None, vocab_size: int) -> t
         WeightsError, UntrustedInputError: as ``prompt_texts``; or prompts were asked for and there is no tokenizer.
         TokenizerError: the tokenizer is not one of this model.
     """
-    from ms4_train.weights.verify import fixed_sequences
+    from ms4_train.weights.compare.verify import fixed_sequences
 
     texts = prompt_texts(wanted if wanted is not None else str(DEFAULT_PROMPTS))
     found = [folder for folder in folders if (folder / "tekken.json").exists()]
@@ -162,7 +162,7 @@ def report_json(report: LogitsReport) -> dict[str, Any]:
 
 def print_report(report: LogitsReport, what: str, console: Console) -> None:
     """Print the comparison of logits."""
-    from ms4_train.weights.names import and_more
+    from ms4_train.weights.layouts.names import and_more
 
     def line(text: str, style: str | None = None) -> None:
         console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)

@@ -204,7 +204,7 @@ def diff(
     from ms4_train.cli.bars import counting_bar
     from ms4_train.cli.difference import difference_json, print_difference
     from ms4_train.weights import open_checkpoint
-    from ms4_train.weights.diff import diff as compare
+    from ms4_train.weights.compare.diff import diff as compare
 
     mine, theirs = open_checkpoint(a, family=family_a.value), open_checkpoint(b, family=family_b.value)
     with counting_bar("comparing") as progress:

@@ -20,7 +20,7 @@ from ms4_train.errors import WeightsError
 from ms4_train.storage import atomic_write_text
 from ms4_train.untrusted import read_text
 from ms4_train.untrusted.files import open_regular
-from ms4_train.weights.names import and_more
+from ms4_train.weights.layouts.names import and_more
 
 SUMS_FILE = "SHA256SUMS"
 MAX_SUMS_BYTES = 16 << 20

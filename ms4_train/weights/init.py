@@ -20,7 +20,7 @@ from ms4_train.config.schema import Section
 from ms4_train.errors import ConfigError, TokenizerError, WeightsError
 from ms4_train.model import TextConfig, init_parameter
 from ms4_train.untrusted import parse_json, read_bytes
-from ms4_train.weights.loading import expected_shapes
+from ms4_train.weights.reading.loading import expected_shapes
 from ms4_train.weights.writer import MAX_TOKENIZER_BYTES, save_model
 
 Positive = Annotated[float, Field(gt=0)]

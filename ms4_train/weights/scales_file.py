@@ -20,11 +20,11 @@ from torch import Tensor
 
 from ms4_train.errors import WeightsError
 from ms4_train.untrusted import parse_json, read_bytes
-from ms4_train.weights.checkpoint import Checkpoint, open_checkpoint
-from ms4_train.weights.detect import families_present
-from ms4_train.weights.layouts import Layout, LayoutTable
-from ms4_train.weights.names import and_more, nearest
-from ms4_train.weights.pieces import ModelConfig
+from ms4_train.weights.layouts.detect import families_present
+from ms4_train.weights.layouts.names import and_more, nearest
+from ms4_train.weights.layouts.pieces import ModelConfig
+from ms4_train.weights.layouts.tables import Layout, LayoutTable
+from ms4_train.weights.reading.checkpoint import Checkpoint, open_checkpoint
 
 SCALES_FILE = "fp8_scales.json"
 MAX_SCALES_BYTES = 64 << 20

@@ -24,16 +24,16 @@ from torch import Tensor
 from ms4_train.errors import WeightsError
 from ms4_train.model import TextConfig
 from ms4_train.untrusted import read_bytes
-from ms4_train.weights.checkpoint import Checkpoint
 from ms4_train.weights.checksums import SUMS_FILE, file_sha256, write_sums
 from ms4_train.weights.companions import COMPANIONS, read_companions
-from ms4_train.weights.detect import INDEX_FILES, SINGLE_FILES
 from ms4_train.weights.folder import whole_folder
-from ms4_train.weights.hf_config import CONFIG_FILE, to_generation_config, to_hf_model_config
-from ms4_train.weights.layouts import HfNames
-from ms4_train.weights.loading import expected_shapes
-from ms4_train.weights.names import and_more, nearest
-from ms4_train.weights.pieces import ModelConfig, Part, Piece
+from ms4_train.weights.layouts.detect import INDEX_FILES, SINGLE_FILES
+from ms4_train.weights.layouts.hf_config import CONFIG_FILE, to_generation_config, to_hf_model_config
+from ms4_train.weights.layouts.names import and_more, nearest
+from ms4_train.weights.layouts.pieces import ModelConfig, Part, Piece
+from ms4_train.weights.layouts.tables import HfNames
+from ms4_train.weights.reading.checkpoint import Checkpoint
+from ms4_train.weights.reading.loading import expected_shapes
 from ms4_train.weights.scales_file import SCALES_FILE, read_scales, scales_of, scales_text
 
 SINGLE_FILE, INDEX_FILE = SINGLE_FILES["hf"], INDEX_FILES["hf"]

@@ -28,7 +28,7 @@ from ms4_train.config.schema import ModelSection
 from ms4_train.errors import EvaluationError
 from ms4_train.model import Mistral4ForCausalLM
 from ms4_train.weights import base_fingerprint, load_model, open_checkpoint
-from ms4_train.weights.base_weights import base_weights_line
+from ms4_train.weights.reading.base_weights import base_weights_line
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # What changes neither prompts nor samples nor the report's numbers stays out of the recorded configuration.

@@ -15,7 +15,7 @@ from ms4_train.errors import AdapterError, ConfigError
 from ms4_train.model import Mistral4ForCausalLM
 from ms4_train.parallel import Mesh
 from ms4_train.weights import load_model, open_checkpoint, read_config
-from ms4_train.weights.base_weights import base_weights_line
+from ms4_train.weights.reading.base_weights import base_weights_line
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from torch import Tensor
 from ms4_kernels.quantised import count_saturated, dequantise_fp8, fit_fp8_scale, fuse_fp8_pair, quantise_fp8
 from ms4_kernels.quantised.lookup import look_up_pairs, pays
 from ms4_train.errors import WeightsError
-from ms4_train.weights.checkpoint import Checkpoint
 from ms4_train.weights.convert.items import Item, source_span
 from ms4_train.weights.convert.plan import Extent, FolderPlan
 from ms4_train.weights.convert.target import Target
 from ms4_train.weights.convert.tensor_file import bytes_of, copy_range, write_at
-from ms4_train.weights.pieces import Piece
-from ms4_train.weights.vision_rows import to_native_rows
+from ms4_train.weights.layouts.pieces import Piece
+from ms4_train.weights.layouts.vision_rows import to_native_rows
+from ms4_train.weights.reading.checkpoint import Checkpoint
 
 CHUNK_VALUES = 1 << 19
 """Values converted at a time: few enough for a core's cache."""

@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ms4_train.weights.checkpoint import DTYPES, Checkpoint
 from ms4_train.weights.convert.plan import Extent, FolderPlan
 from ms4_train.weights.convert.target import Target
-from ms4_train.weights.layouts import Place
-from ms4_train.weights.pieces import Part, Piece
+from ms4_train.weights.layouts.pieces import Part, Piece
+from ms4_train.weights.layouts.tables import Place
+from ms4_train.weights.reading.checkpoint import DTYPES, Checkpoint
 
 Action = Literal["copy", "cast", "quantise", "fuse"]
 """``copy``: the bytes as they are. ``cast``: values in another type or order, dequantised if need be. ``quantise``: to FP8 under a scale

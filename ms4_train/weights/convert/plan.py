@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ms4_train.errors import WeightsError
-from ms4_train.weights.detect import INDEX_FILES, SINGLE_FILES, Family
-from ms4_train.weights.layouts import LayoutTable, TensorSpec
-from ms4_train.weights.pieces import Piece
+from ms4_train.weights.layouts.detect import INDEX_FILES, SINGLE_FILES, Family
+from ms4_train.weights.layouts.pieces import Piece
+from ms4_train.weights.layouts.tables import LayoutTable, TensorSpec
 
 ITEM_BYTES = {"U8": 1, "F8_E4M3": 1, "BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 """Bytes per value of the types that are written."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ms4_train.weights.layouts import Layout
+from ms4_train.weights.layouts.tables import Layout
 from ms4_train.weights.writer import TOKENIZER_FILE
 
 

@@ -24,7 +24,6 @@ import torch
 
 from ms4_train.errors import StorageError, WeightsError
 from ms4_train.storage import require_free_bytes, storage_errors
-from ms4_train.weights.checkpoint import Checkpoint, open_checkpoint
 from ms4_train.weights.checksums import bytes_to_check, check_sums, read_sums, write_sums
 from ms4_train.weights.companions import companion_names
 from ms4_train.weights.convert.crew import Stopped, in_lanes, work_off
@@ -39,10 +38,11 @@ from ms4_train.weights.convert.small_files import left_behind, small_files
 from ms4_train.weights.convert.target import Target, WeightScales, make_target
 from ms4_train.weights.convert.tensor_file import bytes_of, write_at
 from ms4_train.weights.convert.workplace import Workplace, source_identity
-from ms4_train.weights.detect import CONFIG_FILES, FamilyChoice
 from ms4_train.weights.folder import MARGIN_BYTES
-from ms4_train.weights.layouts import Layout
-from ms4_train.weights.model_config import ScaleChoice
+from ms4_train.weights.layouts.detect import CONFIG_FILES, FamilyChoice
+from ms4_train.weights.layouts.model_config import ScaleChoice
+from ms4_train.weights.layouts.tables import Layout
+from ms4_train.weights.reading.checkpoint import Checkpoint, open_checkpoint
 from ms4_train.weights.scales_file import SCALES_FILE, scales_text
 
 _LOG = logging.getLogger(__name__)

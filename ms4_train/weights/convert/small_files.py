@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ms4_train.weights.checkpoint import DTYPES, Checkpoint
 from ms4_train.weights.checksums import SUMS_FILE
 from ms4_train.weights.companions import read_companions
 from ms4_train.weights.convert.plan import FolderPlan
 from ms4_train.weights.convert.target import Target
-from ms4_train.weights.detect import CONFIG_FILES, INDEX_FILES
-from ms4_train.weights.hf_config import to_generation_config, to_hf_model_config
-from ms4_train.weights.native_config import NO_ACTIVATION_SCALES, to_params
+from ms4_train.weights.layouts.detect import CONFIG_FILES, INDEX_FILES
+from ms4_train.weights.layouts.hf_config import to_generation_config, to_hf_model_config
+from ms4_train.weights.layouts.native_config import NO_ACTIVATION_SCALES, to_params
+from ms4_train.weights.reading.checkpoint import DTYPES, Checkpoint
 from ms4_train.weights.scales_file import SCALES_FILE, scales_text
 
 GENERATION_CONFIG = "generation_config.json"

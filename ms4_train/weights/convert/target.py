@@ -17,9 +17,9 @@ from typing import Literal
 import torch
 
 from ms4_train.errors import WeightsError
-from ms4_train.weights.checkpoint import DTYPES, Checkpoint
-from ms4_train.weights.layouts import HfNames, Layout, LayoutTable, TensorSpec
-from ms4_train.weights.pieces import Piece
+from ms4_train.weights.layouts.pieces import Piece
+from ms4_train.weights.layouts.tables import HfNames, Layout, LayoutTable, TensorSpec
+from ms4_train.weights.reading.checkpoint import DTYPES, Checkpoint
 from ms4_train.weights.scales_file import SCALE_DTYPES, SCALES_FILE, PieceScales, Scales, find_scales, fp8_pieces, read_scales, scales_of
 
 _LOG = logging.getLogger(__name__)

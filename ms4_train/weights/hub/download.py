@@ -23,7 +23,7 @@ from ms4_train.errors import StorageError, WeightsError
 from ms4_train.storage import fsync_file, fsync_folder, storage_errors
 from ms4_train.weights.hub.failures import hub_errors
 from ms4_train.weights.hub.listing import RemoteFile, local_content
-from ms4_train.weights.names import and_more
+from ms4_train.weights.layouts.names import and_more
 
 STAGING_FOLDER = ".pull"
 DOWNLOADS = 4

@@ -15,7 +15,7 @@ from ms4_train.untrusted import parse_json, read_bytes, read_safetensors_header
 from ms4_train.weights.checksums import SUMS_FILE, is_plain_name, read_sums
 from ms4_train.weights.hub.download import STAGING_FOLDER
 from ms4_train.weights.hub.selection import RECORD_FILE, copies_in, is_code, is_pickle
-from ms4_train.weights.names import and_more
+from ms4_train.weights.layouts.names import and_more
 
 MAX_INDEX_BYTES = 64 << 20
 _UNFINISHED = (".partial", ".tmp", ".incomplete")

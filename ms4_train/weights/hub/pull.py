@@ -26,7 +26,7 @@ from ms4_train.weights.hub.failures import hub_errors, open_hub
 from ms4_train.weights.hub.listing import RemoteFile, is_commit, remote_files, resolve_commit, total_bytes
 from ms4_train.weights.hub.record import HubRecord, read_record, write_record
 from ms4_train.weights.hub.selection import HubLayout, choose
-from ms4_train.weights.names import and_more
+from ms4_train.weights.layouts.names import and_more
 
 MARGIN_BYTES = 16 << 20
 """Room for folder entries and the download's own small files."""

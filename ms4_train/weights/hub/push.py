@@ -28,7 +28,7 @@ from ms4_train.weights.hub.failures import hub_errors, open_hub, safe_text
 from ms4_train.weights.hub.listing import REQUEST_SECONDS, LocalContent, RemoteFile, local_content, remote_files, resolve_commit
 from ms4_train.weights.hub.local_model import LocalModel, check_stated_sums, read_local_model
 from ms4_train.weights.hub.selection import copy_of, is_pickle
-from ms4_train.weights.names import and_more
+from ms4_train.weights.layouts.names import and_more
 
 HASHING_THREADS = 4
 MAX_GIT_BYTES = 64 << 20

@@ -8,7 +8,7 @@ from support.models import tiny_config
 
 from ms4_train.adapters.peft_config import section_from_peft, shortest_targets
 from ms4_train.errors import AdapterError
-from ms4_train.weights.loading import empty_model
+from ms4_train.weights.reading.loading import empty_model
 
 FILE = Path("a/adapter_config.json")
 O_PROJ = [f"base_model.model.model.layers.{layer}.self_attn.o_proj.lora_{side}.weight" for layer in range(2) for side in "AB"]

@@ -18,7 +18,7 @@ from ms4_train.adapters.peft_format import (
     unpack_b,
 )
 from ms4_train.errors import AdapterError
-from ms4_train.weights.loading import expected_shapes
+from ms4_train.weights.reading.loading import expected_shapes
 
 EXPERTS = 8
 ALL_STACKS = {(f"model.layers.{layer}.mlp.experts", stack) for layer in range(2) for stack in ("gate_up_proj", "down_proj")}

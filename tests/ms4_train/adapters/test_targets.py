@@ -6,7 +6,7 @@ from support.models import tiny_config
 
 from ms4_train.adapters.targets import adaptable_linears, adaptable_stacks, find_targets, matches
 from ms4_train.errors import AdapterError
-from ms4_train.weights.loading import empty_model
+from ms4_train.weights.reading.loading import empty_model
 
 
 @pytest.fixture(scope="module")

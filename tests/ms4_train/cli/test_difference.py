@@ -10,7 +10,7 @@ from support.layouts import hf_folder, native_folder, native_fp8_folder, referen
 
 from ms4_train.cli.difference import difference_json, print_difference
 from ms4_train.weights import open_checkpoint
-from ms4_train.weights.diff import diff
+from ms4_train.weights.compare.diff import diff
 
 GATE = "model.layers.1.mlp.experts.3.gate_proj.weight"
 

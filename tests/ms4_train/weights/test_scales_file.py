@@ -7,8 +7,8 @@ import torch
 from support import layouts
 
 from ms4_train.errors import UntrustedInputError, WeightsError
-from ms4_train.weights.checkpoint import open_checkpoint
 from ms4_train.weights.convert import convert
+from ms4_train.weights.reading.checkpoint import open_checkpoint
 from ms4_train.weights.scales_file import (
     SCALE_DTYPES,
     SCALES_FILE,

@@ -10,7 +10,7 @@ from support.conversion import different, stored_tensors
 from ms4_train.errors import WeightsError
 from ms4_train.weights.convert import convert, encode
 from ms4_train.weights.convert.encode import chunks
-from ms4_train.weights.pieces import Part, Piece
+from ms4_train.weights.layouts.pieces import Part, Piece
 
 
 def test_chunks_cover_the_rows_once_and_are_small(monkeypatch):

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import layouts
 
-from ms4_train.weights.checkpoint import open_checkpoint
 from ms4_train.weights.convert.items import known_scalars, make_items, source_span
 from ms4_train.weights.convert.plan import plan_files
 from ms4_train.weights.convert.target import make_target
-from ms4_train.weights.layouts import Layout
+from ms4_train.weights.layouts.tables import Layout
+from ms4_train.weights.reading.checkpoint import open_checkpoint
 
 FACTORIES = {
     Layout.HF: layouts.hf_folder,

@@ -16,8 +16,8 @@ from ms4_train.model import TextConfig, VisionConfig
 from ms4_train.untrusted import read_safetensors_header, read_safetensors_metadata
 from ms4_train.weights.convert.plan import ITEM_BYTES, plan_files
 from ms4_train.weights.convert.tensor_file import create, is_as_planned
-from ms4_train.weights.layouts import HfNames, Layout, LayoutTable, TensorSpec
-from ms4_train.weights.pieces import ModelConfig
+from ms4_train.weights.layouts.pieces import ModelConfig
+from ms4_train.weights.layouts.tables import HfNames, Layout, LayoutTable, TensorSpec
 
 RELEASE = ModelConfig(TextConfig(), VisionConfig())
 PARAMETERS, SCALES = 119_401_298_944, 19_008  # spec section 1.3

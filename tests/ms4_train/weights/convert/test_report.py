@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from ms4_train.weights.convert.report import ConversionReport
-from ms4_train.weights.layouts import Layout
+from ms4_train.weights.layouts.tables import Layout
 
 PLAIN = ConversionReport(
     folder=Path("out"),
@@ -50,3 +50,8 @@ def test_everything_else_has_a_line_of_its_own():
     assert "worst: y with 1,000" in lines[3]
     assert lines[4] == "not copied: README.md"
     assert report.worst == ("y", 1000)
+
+
+def test_a_missing_tokenizer_is_said():
+    (line,) = dataclasses.replace(PLAIN, companions=()).lines()[1:]
+    assert line.startswith("no tekken.json came along")

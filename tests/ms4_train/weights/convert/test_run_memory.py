@@ -14,10 +14,10 @@ from support.sparse_files import write_sparse
 
 from ms4_train.model import TextConfig
 from ms4_train.weights.convert import convert
-from ms4_train.weights.hf_config import to_hf_config
-from ms4_train.weights.layouts import Layout, LayoutTable
-from ms4_train.weights.native_config import to_params
-from ms4_train.weights.pieces import ModelConfig
+from ms4_train.weights.layouts.hf_config import to_hf_config
+from ms4_train.weights.layouts.native_config import to_params
+from ms4_train.weights.layouts.pieces import ModelConfig
+from ms4_train.weights.layouts.tables import Layout, LayoutTable
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 SMALL = {
@@ -28,7 +28,7 @@ SMALL = {
 MEASURED = """
 import resource, sys
 import torch
-from ms4_train.weights.checkpoint import open_checkpoint
+from ms4_train.weights.reading.checkpoint import open_checkpoint
 from ms4_train.weights.convert import convert, run
 def now():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()

@@ -12,8 +12,8 @@ import torch
 from support import layouts
 from support.conversion import different, stored_tensors
 
-from ms4_train.weights.checkpoint import open_checkpoint
 from ms4_train.weights.convert import convert
+from ms4_train.weights.reading.checkpoint import open_checkpoint
 
 
 def go(source, out, to, **options):

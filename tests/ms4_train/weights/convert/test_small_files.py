@@ -10,8 +10,8 @@ from transformers import AutoConfig
 
 from ms4_train.errors import WeightsError
 from ms4_train.weights.convert import convert
-from ms4_train.weights.detect import CONFIG_FILES
-from ms4_train.weights.model_config import read_model_config
+from ms4_train.weights.layouts.detect import CONFIG_FILES
+from ms4_train.weights.layouts.model_config import read_model_config
 
 
 def go(source, out, to, **options):

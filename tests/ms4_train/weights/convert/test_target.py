@@ -6,10 +6,10 @@ from safetensors.torch import load_file, save_file
 from support import layouts
 
 from ms4_train.errors import WeightsError
-from ms4_train.weights.checkpoint import open_checkpoint
 from ms4_train.weights.convert import convert
 from ms4_train.weights.convert.target import make_target
-from ms4_train.weights.layouts import HfNames, Layout
+from ms4_train.weights.layouts.tables import HfNames, Layout
+from ms4_train.weights.reading.checkpoint import open_checkpoint
 from ms4_train.weights.scales_file import SCALES_FILE, scales_of
 
 

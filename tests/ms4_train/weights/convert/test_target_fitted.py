@@ -36,3 +36,9 @@ def test_weights_alone_can_be_fitted_where_no_scales_are_known(tmp_path: Path, c
     if to == "hf-fp8":
         config = json.loads((tmp_path / "out" / "config.json").read_text())
         assert config["quantization_config"]["activation_scheme"] == "dynamic"
+    else:  # the word that vLLM takes for "scale activations as you run"
+        params = json.loads((tmp_path / "out" / "params.json").read_text())
+        assert params["quantization"] == {"qformat_weight": "fp8_e4m3", "qscheme_act": "NO_SCALES"}
+        caplog.clear()
+        convert(tmp_path / "out", tmp_path / "again", to="hf-fp8", progress=None)
+        assert "no scales of activations are known" in caplog.text  # also where the weights' were kept

@@ -13,8 +13,8 @@ from ms4_train.model import TextConfig
 from ms4_train.weights.convert import tensor_file
 from ms4_train.weights.convert.plan import plan_files
 from ms4_train.weights.convert.tensor_file import bytes_of, copy_range, create, is_as_planned, write_at
-from ms4_train.weights.layouts import Layout, LayoutTable, TensorSpec
-from ms4_train.weights.pieces import ModelConfig
+from ms4_train.weights.layouts.pieces import ModelConfig
+from ms4_train.weights.layouts.tables import Layout, LayoutTable, TensorSpec
 
 SPECS = {"a": TensorSpec("BF16", (3, 5)), "b": TensorSpec("F32", ()), "c": TensorSpec("F8_E4M3", (4, 4))}
 

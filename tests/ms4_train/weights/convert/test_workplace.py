@@ -9,8 +9,8 @@ from ms4_train.errors import StorageError, UntrustedInputError, WeightsError
 from ms4_train.model import TextConfig
 from ms4_train.weights.convert.plan import plan_files
 from ms4_train.weights.convert.workplace import Workplace, source_identity
-from ms4_train.weights.layouts import Layout, LayoutTable, TensorSpec
-from ms4_train.weights.pieces import ModelConfig
+from ms4_train.weights.layouts.pieces import ModelConfig
+from ms4_train.weights.layouts.tables import Layout, LayoutTable, TensorSpec
 
 HEADER = {"arguments": {"to": "hf"}, "source": [[1, 2]], "plan": "abc", "checked": False}
 

@@ -1,0 +1,1 @@
+"""Two checkpoints side by side: weight by weight, and by the logits they give."""

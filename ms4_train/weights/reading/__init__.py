@@ -1,0 +1,1 @@
+"""Checkpoints of every layout, opened strictly: found, checked, described, identified, and read into models."""
