@@ -12,12 +12,11 @@ c latent (kv_lora_rank), p rotary lanes, m = c + p as cached; b sequences, q new
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ms4_kernels.attention import PackedDocuments, packed_causal_attention
 from ms4_train.model.cache import LatentCache
 from ms4_train.model.config import TextConfig
-from ms4_train.model.grouping import DocumentGroups, Rectangle
 from ms4_train.model.norm import RMSNorm
 from ms4_train.model.plan import AttentionPlan, QueryGrid
 from ms4_train.model.rope import apply_rotary
@@ -59,8 +58,8 @@ class Mistral4Attention(nn.Module):
         latent_tm = self._latents(hidden_td, plan)
         if cache is not None:
             cache.append(self.layer, latent_tm, plan.layout)
-        if plan.groups is not None:
-            out_thv = self._attend_expanded(query_thx, latent_tm, plan.groups)
+        if plan.documents is not None:
+            out_thv = self._attend_expanded(query_thx, latent_tm, plan.documents)
         else:
             assert plan.grid is not None
             if cache is None:
@@ -90,13 +89,11 @@ class Mistral4Attention(nn.Module):
         latent_tc, rope_tp = self.kv_a_proj_with_mqa(hidden_td).split((self.latent_rank, self.rope_dim), dim=-1)
         return torch.cat((self.kv_a_layernorm(latent_tc), apply_rotary(rope_tp, plan.cos_tp, plan.signed_sin_tp)), dim=-1)
 
-    def _attend_expanded(self, query_thx: Tensor, latent_tm: Tensor, groups: DocumentGroups) -> Tensor:
+    def _attend_expanded(self, query_thx: Tensor, latent_tm: Tensor, documents: PackedDocuments) -> Tensor:
         latent_tc, rope_tp = latent_tm.split((self.latent_rank, self.rope_dim), dim=-1)
         nope_thn, value_thv = self.kv_b_proj(latent_tc).unflatten(-1, (self.num_heads, -1)).split((self.nope_dim, self.value_dim), dim=-1)
         key_thx = torch.cat((nope_thn, rope_tp[:, None].expand(-1, self.num_heads, -1)), dim=-1)
-        query, key, value = groups.spread(query_thx), groups.spread(key_thx), groups.spread(value_thv)
-        outs = [_causal_attention(query, key, value, rectangle, self.scale) for rectangle in groups.rectangles]
-        return groups.collect(outs[0] if len(outs) == 1 else torch.cat(outs))
+        return packed_causal_attention(query_thx, key_thx, value_thv, documents, scale=self.scale)
 
     def _attend_absorbed(self, query_thx: Tensor, context_bsm: Tensor, grid: QueryGrid) -> Tensor:
         key_up_hnc, value_up_hvc = self._absorbed or self._absorbed_matrices()
@@ -123,20 +120,3 @@ class Mistral4Attention(nn.Module):
         up_hxc = self.kv_b_proj(identity_cc).t().unflatten(0, (self.num_heads, -1))
         key_up_hnc, value_up_hvc = up_hxc.split((self.nope_dim, self.value_dim), dim=1)
         return key_up_hnc.contiguous(), value_up_hvc.contiguous()
-
-
-def _causal_attention(query_shx: Tensor, key_shx: Tensor, value_shv: Tensor, rectangle: Rectangle, scale: float) -> Tensor:
-    """Attend causally inside each document of one rectangle of slots (the suffix s); return its slots' outputs [b * l, h, v]."""
-
-    def heads_first(x: Tensor) -> Tensor:
-        return x[rectangle.slots].unflatten(0, (rectangle.count, rectangle.length)).transpose(1, 2)
-
-    query, key, value = heads_first(query_shx), heads_first(key_shx), heads_first(value_shv)
-    key_width, value_width = query.shape[-1], value.shape[-1]
-    # The memory-linear CPU kernel wants one width for all three; zeros change neither scores nor outputs.
-    if key_width < value_width:
-        query, key = F.pad(query, (0, value_width - key_width)), F.pad(key, (0, value_width - key_width))
-    elif value_width < key_width:
-        value = F.pad(value, (0, key_width - value_width))
-    out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
-    return out[..., :value_width].transpose(1, 2).flatten(0, 1)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ms4_kernels.moe import ExpertLora, experts
-from ms4_kernels.moe.interface import Backend
+from ms4_kernels.dispatch import Backend
 from ms4_kernels.routing import route
 from ms4_train.model.config import TextConfig
 from ms4_train.model.quantised import QuantisedStack

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ms4_kernels.moe.interface import Backend
+from ms4_kernels.dispatch import Backend
 from ms4_train.model.attention import Mistral4Attention
 from ms4_train.model.cache import LatentCache
 from ms4_train.model.config import TextConfig

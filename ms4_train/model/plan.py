@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ms4_kernels.attention import PackedDocuments
 from ms4_train.model.config import TextConfig
-from ms4_train.model.grouping import DocumentGroups
 from ms4_train.model.layout import SequenceLayout
 from ms4_train.model.rope import RotaryTable, llama4_query_scale
 
@@ -49,7 +49,7 @@ class QueryGrid:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """Made once per forward pass. Exactly one of ``groups`` (expanded form) and ``grid`` (absorbed form) is set.
+    """Made once per forward pass. Exactly one of ``documents`` (expanded form) and ``grid`` (absorbed form) is set.
 
     Attributes:
         query_scale_t: Llama-4 factor on the query, None where it is 1 for every token.
@@ -59,7 +59,7 @@ class AttentionPlan:
     cos_tp: Tensor
     signed_sin_tp: Tensor
     query_scale_t: Tensor | None
-    groups: DocumentGroups | None
+    documents: PackedDocuments | None
     grid: QueryGrid | None
 
     @classmethod
@@ -73,6 +73,6 @@ class AttentionPlan:
             cos_tp=cos_tp,
             signed_sin_tp=signed_sin_tp,
             query_scale_t=llama4_query_scale(position_t, config.rope_parameters) if is_long else None,
-            groups=DocumentGroups.from_lengths(layout.lengths, device) if layout.is_fresh else None,
+            documents=PackedDocuments(layout.lengths, device) if layout.is_fresh else None,
             grid=None if layout.is_fresh else QueryGrid.from_layout(layout, device),
         )

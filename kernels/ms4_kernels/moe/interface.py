@@ -1,4 +1,4 @@
-"""The one entrance to the experts operation; it checks shapes and picks the implementation.
+"""The one entrance to the experts operation; it checks shapes and calls the implementation that :mod:`ms4_kernels.dispatch` picks.
 
 Exercise it: ``pytest tests/kernels/ms4_kernels/moe``.
 
@@ -7,25 +7,19 @@ Shape suffixes: t tokens, k experts per token, e experts, r LoRA rank, d hidden,
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from functools import cache
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ms4_kernels.dispatch import Backend, choose
 from ms4_kernels.moe.cpu import experts_cpu
 from ms4_kernels.moe.lora import ExpertLora
+from ms4_kernels.moe.native import experts_native, serves
 from ms4_kernels.moe.reference import experts_reference
 from ms4_kernels.quantised import QuantisedWeight
 
 __all__ = ["Backend", "ExpertLora", "experts"]
-
-Backend = Literal["auto", "reference", "cpu"]
-
-_LOG = logging.getLogger("ms4_kernels")
-_IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"reference": experts_reference, "cpu": experts_cpu}
 
 
 def experts(
@@ -36,6 +30,8 @@ def experts(
     weights_tk: Tensor,
     *,
     lora: ExpertLora | None = None,
+    adapter_t: Tensor | None = None,
+    recompute: bool = False,
     backend: Backend = "auto",
 ) -> Tensor:
     """Send each token through its experts and add up their weighted outputs (spec section 2.2).
@@ -48,7 +44,10 @@ def experts(
         expert_ids_tk: int64 [T, K], each in 0..E-1, those of one token distinct or not.
         weights_tk: [T, K] factors on the experts' outputs, of any floating type.
         lora: low-rank updates of the stacks. These, stacks that are not quantised and ``hidden_td`` have one type.
-        backend: ``auto`` takes the fastest that serves the device.
+        adapter_t: int64 [T], where ``lora`` holds several adapters: the one of each token, -1 for none.
+        recompute: keep the input only, 2d bytes per token in bf16, and compute the pre-activation again in the backward pass, for a third
+            of the forward's work; otherwise 2d + 4Kn bytes are kept.
+        backend: ``auto`` takes Triton on a GPU; on a CPU the compiled kernels, or plain torch where there is no compiler.
 
     Returns:
         [T, d] in the type of ``hidden_td``; differentiable in hidden, weights, stacks that are not quantised, and the LoRA tensors.
@@ -58,18 +57,17 @@ def experts(
     """
     _check_shapes(hidden_td, gate_up_eid, down_edn, expert_ids_tk, weights_tk)
     _check_lora(gate_up_eid.shape, down_edn.shape, lora, hidden_td.dtype)
-    implementation = _IMPLEMENTATIONS[_choose(backend, hidden_td.device.type, hidden_td.dtype)]
-    return implementation(hidden_td, gate_up_eid, down_edn, expert_ids_tk, weights_tk, lora)
+    _check_adapters(hidden_td.shape[0], lora, adapter_t)
+    arguments = (hidden_td, gate_up_eid, down_edn, expert_ids_tk, weights_tk, lora)
+    chosen = choose("experts", backend, hidden_td)
+    if chosen == "reference":
+        return experts_reference(*arguments, adapter_t=adapter_t)
+    implementation: Any = experts_native if chosen == "cpu" and serves(hidden_td, gate_up_eid, down_edn) else experts_cpu
+    if chosen == "triton":
+        from ms4_kernels.moe.triton.experts import experts_triton  # Triton is optional
 
-
-@cache
-def _choose(backend: str, device_type: str, dtype: torch.dtype) -> str:
-    """Resolve ``auto``; cached, so that each choice is logged once."""
-    chosen = "cpu" if backend == "auto" else backend
-    if chosen not in _IMPLEMENTATIONS:
-        raise ValueError(f"unknown experts backend {backend!r}; known: auto, {', '.join(_IMPLEMENTATIONS)}")
-    _LOG.info("experts operation: %s backend on %s, %s", chosen, device_type, str(dtype).removeprefix("torch."))
-    return chosen
+        implementation = experts_triton
+    return implementation(*arguments, adapter_t=adapter_t, recompute=recompute)
 
 
 def _check_lora(gate_up_eid: torch.Size, down_edn: torch.Size, lora: ExpertLora | None, dtype: torch.dtype) -> None:
@@ -78,11 +76,24 @@ def _check_lora(gate_up_eid: torch.Size, down_edn: torch.Size, lora: ExpertLora 
     for stack, a_eri, b_eor in ((gate_up_eid, lora.gate_up_a_erd, lora.gate_up_b_eir), (down_edn, lora.down_a_ern, lora.down_b_edr)):
         if a_eri is None or b_eor is None:
             continue
-        (num_experts, outputs, inputs), rank = stack, a_eri.shape[1]
-        if a_eri.shape != (num_experts, rank, inputs) or b_eor.shape != (num_experts, outputs, rank):
+        (num_experts, outputs, inputs), rank, several = stack, a_eri.shape[-2], a_eri.shape[:-3]
+        if a_eri.shape != (*several, num_experts, rank, inputs) or b_eor.shape != (*several, num_experts, outputs, rank):
             raise ValueError(f"LoRA pair {list(a_eri.shape)}, {list(b_eor.shape)} does not fit a stack {list(stack)}")
         if not a_eri.dtype == b_eor.dtype == dtype:
             raise ValueError(f"LoRA pair of types {a_eri.dtype}, {b_eor.dtype} for hidden states of {dtype}")
+
+
+def _check_adapters(tokens: int, lora: ExpertLora | None, adapter_t: Tensor | None) -> None:
+    stacks = () if lora is None else (lora.gate_up_a_erd, lora.down_a_ern)
+    axes = {tuple(stack.shape[:-3]) for stack in stacks if stack is not None}
+    if adapter_t is None:
+        if axes - {()}:
+            raise ValueError("LoRA stacks [L, E, ...] of several adapters need adapter_t, the adapter of each token")
+        return
+    if len(axes) != 1 or len(next(iter(axes))) != 1:
+        raise ValueError("adapter_t is given, but not LoRA stacks [L, E, ...] of one number of adapters")
+    if adapter_t.shape != (tokens,):
+        raise ValueError(f"adapter_t is {list(adapter_t.shape)} for {tokens} tokens")
 
 
 def _check_shapes(

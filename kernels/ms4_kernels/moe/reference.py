@@ -24,12 +24,16 @@ def experts_reference(
     expert_ids_tk: Tensor,
     weights_tk: Tensor,
     lora: ExpertLora | None = None,
+    *,
+    adapter_t: Tensor | None = None,
 ) -> Tensor:
     """Compute ``out[t] = sum_k weights[t, k] * down_e(silu(gate_e x) * up_e x)`` with e = expert_ids[t, k].
 
     Arguments as for :func:`ms4_kernels.moe.experts`; any floating type, fp64 included.
     """
     lora = lora or ExpertLora()
+    if adapter_t is not None:
+        return _adapters_apart(hidden_td, gate_up_eid, down_edn, expert_ids_tk, weights_tk, lora, adapter_t)
     num_experts = gate_up_eid.shape[0]
     gate_up, down = _matrices(gate_up_eid), _matrices(down_edn)
     gate_up_a, gate_up_b = _unbind(lora.gate_up_a_erd, num_experts), _unbind(lora.gate_up_b_eir, num_experts)
@@ -41,6 +45,25 @@ def experts_reference(
         gate_sn, up_sn = h_si.chunk(2, dim=-1)
         y_sd = _linear(F.silu(gate_sn) * up_sn, down[e], down_a[e], down_b[e], lora.down_scale)
         out_td = out_td.index_add(0, token_s, (y_sd * weights_tk[token_s, slot_s, None]).to(out_td.dtype))
+    return out_td
+
+
+def _adapters_apart(
+    hidden_td: Tensor,
+    gate_up_eid: Tensor | QuantisedWeight,
+    down_edn: Tensor | QuantisedWeight,
+    expert_ids_tk: Tensor,
+    weights_tk: Tensor,
+    lora: ExpertLora,
+    adapter_t: Tensor,
+) -> Tensor:
+    """The tokens of each adapter by themselves; of none, without."""
+    out_td = torch.zeros_like(hidden_td)
+    for adapter in range(-1, lora.num_adapters):
+        token_s = (adapter_t == adapter).nonzero().squeeze(1)
+        part = ExpertLora() if adapter < 0 else lora.adapter(adapter)
+        part_sd = experts_reference(hidden_td[token_s], gate_up_eid, down_edn, expert_ids_tk[token_s], weights_tk[token_s], part)
+        out_td = out_td.index_add(0, token_s, part_sd)
     return out_td
 
 

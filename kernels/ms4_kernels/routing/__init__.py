@@ -1,5 +1,6 @@
-"""Which experts a token goes to, and with which weights."""
+"""Which experts a token goes to, with which weights, and the tokens in the order of their experts."""
 
-from ms4_kernels.routing.reference import route, top_k_lower_id
+from ms4_kernels.routing.cpu import top_k_lower_id
+from ms4_kernels.routing.interface import ExpertOrder, TileList, route, sort_by_expert, tile_list
 
-__all__ = ["route", "top_k_lower_id"]
+__all__ = ["ExpertOrder", "TileList", "route", "sort_by_expert", "tile_list", "top_k_lower_id"]

@@ -19,8 +19,8 @@ def build(layout):
 
 def test_fresh_sequences_are_grouped_and_continued_ones_laid_on_a_grid():
     fresh, continued = build(SequenceLayout((4, 2))), build(SequenceLayout((4, 2), (0, 3), (0, 1)))
-    assert (fresh.groups is None, fresh.grid is None) == (False, True)
-    assert (continued.groups is None, continued.grid is None) == (True, False)
+    assert (fresh.documents is None, fresh.grid is None) == (False, True)
+    assert (continued.documents is None, continued.grid is None) == (True, False)
 
 
 def test_query_scale_is_left_out_where_it_is_one():

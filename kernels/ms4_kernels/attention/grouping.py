@@ -1,7 +1,7 @@
 """Documents of a packed row as a few padded rectangles, so that attention is neither one call per document nor one T x T mask.
 
 Documents of similar length share a rectangle, padded on the right: under a causal mask no real token sees what lies to its right, so
-padding changes nothing. Memory stays linear in the tokens. Exercise it: ``pytest tests/ms4_train/model/test_grouping.py``.
+padding changes nothing. Memory stays linear in the tokens. Exercise it: ``pytest tests/kernels/ms4_kernels/attention/test_grouping.py``.
 
 Shape suffixes: t tokens, s slots of all rectangles, b documents of one rectangle, l its length.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ms4_train.model.grouping import DocumentGroups
+from ms4_kernels.attention.grouping import DocumentGroups
 
 ROWS = {
     "one": (50,),

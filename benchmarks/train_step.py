@@ -1,0 +1,305 @@
+"""Whole optimizer steps of ours against transformers + PEFT: tokens per second, peak memory, and the share of the bare products' time.
+
+Both train the same weights on the same documents, fp32, two threads, every token with a target: forward, loss, backward, clip to norm 1,
+AdamW. Ours is the model, loss and engine that ``ms4 train`` uses. The peer is transformers' ``Mistral4ForCausalLM`` with whichever of its
+experts implementations is fastest here, PEFT's LoRA on the same modules and stacks, and torch's fused AdamW. Before a case is timed, losses
+and clipped gradients of the first step must agree. Then steps alternate, A B, B A, and every ratio is one of neighbours in time.
+
+    python benchmarks/train_step.py                    # all cases
+    python benchmarks/train_step.py --quick            # the two headline cases, few rounds, nothing written
+    python benchmarks/train_step.py --profile lora     # where our step spends its time
+    python benchmarks/train_step.py --cases lora full  # these only
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import peft
+import support
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from train_step_contestants import CASES, Contestant, Work, base_model, build_ours, build_peer, equalise_adapters
+from train_step_floor import bare_products
+from train_step_memory import measure
+
+from ms4_train.storage import atomic_write_text
+
+OURS, PEER, FLOOR = "ours", "transformers + PEFT", "bare products"
+HEADLINES = ("lora", "full")
+SPEED_BARS = {"lora": 2.0, "full": 1.5}
+MEMORY_BARS = {"lora": 0.6}
+TOLERANCES = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (5e-2, 1e-1)}
+"""Loss in nats, and worst relative error of a parameter's gradient.
+
+fp32 sums in another order differ by some 1e-6; a token whose fourth and fifth expert tie within that goes elsewhere, which a parameter's
+gradient would show as up to one token in 2048. bf16 keeps 8 bits, both round at different places, and many more near-ties fall differently.
+"""
+SMALL = (128, 128)
+"""Documents on which all experts implementations of the peer are tried: ``batched_mm`` copies two matrices per token and expert."""
+
+
+@dataclass
+class Result:
+    """A case's measurements. ``wall`` and ``cpu``: contestant -> seconds of each step; entry i of all belongs to one round."""
+
+    work: Work
+    checked: str
+    facts: dict[str, Any]
+    wall: dict[str, list[float]] = field(default_factory=dict)
+    cpu: dict[str, list[float]] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """Medians, tokens per second, and the peer's time over ours: ratio of medians, least and most over pairs."""
+        rows: dict[str, Any] = {}
+        for name in self.wall:
+            rows[name] = {
+                "wall_seconds": statistics.median(self.wall[name]),
+                "cpu_seconds": statistics.median(self.cpu[name]),
+                "tokens_per_second": self.work.num_tokens / statistics.median(self.wall[name]),
+            }
+        for kind, seconds in (("wall", self.wall), ("cpu", self.cpu)):
+            pairs = [peer / ours for peer, ours in zip(seconds[PEER], seconds[OURS], strict=True)]
+            ratio = statistics.median(seconds[PEER]) / statistics.median(seconds[OURS])
+            rows[f"{kind}_speedup"] = {"of_medians": ratio, "min": min(pairs), "max": max(pairs)}
+        if FLOOR in self.wall:
+            rows["share_of_floor"] = rows[FLOOR]["wall_seconds"] / rows[OURS]["wall_seconds"]
+        return rows
+
+
+def check(work: Work, ours: Contestant, peer: Contestant) -> str:
+    """Take one step of each and compare losses and clipped gradients; stops the program where they differ.
+
+    Raises:
+        SystemExit: not the same computation.
+    """
+    loss_tolerance, gradient_tolerance = TOLERANCES[work.dtype]
+    losses = float(ours.step()), float(peer.step())
+    mine, theirs = ours.first_moments(), peer.first_moments()
+    if set(mine) != set(theirs):
+        raise SystemExit(f"{work.name}: different parameters are trained: {sorted(set(mine) ^ set(theirs))[:6]}")
+    errors = {name: relative_error(mine[name], theirs[name]) for name in mine}
+    worst = max(errors, key=lambda name: errors[name])
+    if abs(losses[0] - losses[1]) > loss_tolerance or errors[worst] > gradient_tolerance:
+        raise SystemExit(f"{work.name}: not the same computation: losses {losses}, gradient of {worst} differs by {errors[worst]:.1e}")
+    return (
+        f"loss {losses[0]:.4f}, differs by {abs(losses[0] - losses[1]):.1e} (tolerance {loss_tolerance:g}); {len(errors)} clipped gradients, "
+        f"worst relative difference {errors[worst]:.1e} (tolerance {gradient_tolerance:g})"
+    )
+
+
+def relative_error(mine: Tensor, theirs: Tensor) -> float:
+    """Norm of the difference over the norm of the peer's."""
+    theirs = theirs.double()
+    return float(torch.linalg.vector_norm(mine.double() - theirs) / torch.linalg.vector_norm(theirs))
+
+
+def fastest_implementation(work: Work, *, full_size: bool) -> tuple[str, dict[str, Any]]:
+    """The peer's experts implementation with the fastest forward and backward, and what was measured.
+
+    All are tried on a few short documents; those that could win at the case's own size are tried there too.
+    """
+    small = Work(work.name, work.mode, SMALL, work.num_experts, work.dtype)
+    facts: dict[str, Any] = {"seconds_256_tokens": _implementation_seconds(small, ("grouped_mm", "eager", "batched_mm"))}
+    seconds = facts["seconds_256_tokens"]
+    if full_size:
+        # batched_mm's cost is a copy of two matrices per row: in proportion to rows, it cannot catch up on more of them.
+        seconds = facts["seconds_full_size"] = _implementation_seconds(work, ("grouped_mm", "eager"))
+    return min(seconds, key=lambda name: seconds[name]), facts
+
+
+def _implementation_seconds(work: Work, names: tuple[str, ...]) -> dict[str, float]:
+    peer = build_peer(work, names[0])
+    seconds: dict[str, float] = {}
+    for name in names:
+        base_model(peer.model).set_experts_implementation(name)
+        times = []
+        for _ in range(2):  # the first one warms up
+            started = time.perf_counter()
+            peer.backward()
+            times.append(time.perf_counter() - started)
+            peer.model.zero_grad(set_to_none=True)
+        seconds[name] = min(times)
+    return seconds
+
+
+def time_rounds(contestants: Mapping[str, Callable[[], object]], result: Result, rounds: int) -> None:
+    """``rounds`` steps of each, alternating, after one of each that does not count."""
+    for run in contestants.values():
+        run()
+    for index in range(rounds):
+        names = list(contestants) if index % 2 == 0 else list(reversed(contestants))
+        for name in names:
+            wall, cpu = time.perf_counter(), time.process_time()
+            contestants[name]()
+            result.cpu.setdefault(name, []).append(time.process_time() - cpu)
+            result.wall.setdefault(name, []).append(time.perf_counter() - wall)
+
+
+def compare(work: Work, rounds: int, *, quick: bool, memory: bool) -> Result:
+    """Choose the peer's implementation, check, and time one case."""
+    experts, facts = fastest_implementation(work, full_size=not quick)
+    ours, peer = build_ours(work), build_peer(work, experts)
+    if work.mode == "lora":
+        equalise_adapters(ours.model, peer.model)
+    facts |= {"peer": support.implementations(base_model(peer.model)), "lengths": list(work.lengths), "mode": work.mode}
+    result = Result(work, check(work, ours, peer), facts)
+    contestants: dict[str, Callable[[], object]] = {OURS: ours.step, PEER: peer.step}
+    if work.dtype == torch.float32:  # torch's bf16 products are no floor on a CPU without matrix units: widening to fp32 is faster
+        contestants[FLOOR], facts["gflop"] = bare_products(work, ours.model)
+    time_rounds(contestants, result, rounds)
+    del ours, peer, contestants
+    if memory:
+        result.memory = peak_memory(work, experts)
+    return result
+
+
+def peak_memory(work: Work, experts: str) -> dict[str, Any]:
+    """Peaks of both in processes of their own, and ours over the peer's: of the whole process, and of its increase over the imports."""
+    found: dict[str, Any] = {}
+    for kind, trimmed in (("trimmed", True), ("default", False)):
+        ours = measure("ours", work.name, trimmed=trimmed, threads=torch.get_num_threads())
+        peer = measure("peer", work.name, experts, trimmed=trimmed, threads=torch.get_num_threads())
+        ratios = {f"{key}_ratio": ours[key] / peer[key] for key in ("step_peak", "step_increase")}
+        found[kind] = {OURS: ours, PEER: peer, **ratios}
+    return found
+
+
+def print_results(results: list[Result]) -> None:
+    """The table."""
+    table = Table(title="training step: wall and CPU seconds, medians")
+    for heading in ("case", "program", "wall s", "CPU s", "tokens/s", "speed-up (wall, min - max)", "speed-up (CPU)"):
+        table.add_column(heading, justify="left" if heading in ("case", "program") else "right")
+    for result in results:
+        summary = result.summary()
+        for index, name in enumerate(result.wall):
+            row = summary[name]
+            ratio, ratio_cpu = summary["wall_speedup"], summary["cpu_speedup"]
+            speedups = (f"{ratio['of_medians']:.2f} ({ratio['min']:.2f} - {ratio['max']:.2f})", f"{ratio_cpu['of_medians']:.2f}")
+            cells = (f"{row['wall_seconds']:.3f}", f"{row['cpu_seconds']:.3f}", f"{row['tokens_per_second']:.0f}")
+            table.add_row(result.work.name if index == 0 else "", name, *cells, *(speedups if name == OURS else ("", "")))
+        table.add_section()
+    Console(width=130).print(table)
+    for result in results:
+        print(f"{result.work.name}: {result.facts['peer']}; checked first: {result.checked}")
+        for line in verdicts(result):
+            print(f"    {line}")
+
+
+def verdicts(result: Result) -> list[str]:
+    """What was measured beside the times, and each bar of a headline case as met or missed."""
+    summary, work = result.summary(), result.work
+    lines = []
+    if FLOOR in result.wall:
+        rate = result.facts["gflop"] / summary[FLOOR]["wall_seconds"]
+        lines.append(
+            f"{summary['share_of_floor']:.0%} of the step is bare products ({result.facts['gflop']:.0f} GFLOP at {rate:.0f} GFLOP/s)"
+        )
+    for kind, found in result.memory.items():
+        ours, peer = found[OURS], found[PEER]
+        lines.append(
+            f"peak memory, glibc {kind}: process {ours['step_peak']:.0f} against {peer['step_peak']:.0f} MiB, {found['step_peak_ratio']:.2f}x; "
+            f"above imports {ours['step_increase']:.0f} against {peer['step_increase']:.0f} MiB, {found['step_increase_ratio']:.2f}x"
+        )
+    if work.name in HEADLINES:
+        bar, speedup = SPEED_BARS[work.mode], summary["wall_speedup"]["of_medians"]
+        lines.append(f"bar {'met' if speedup >= bar else 'MISSED'}: {speedup:.2f}x tokens/s, at least {bar:g}x asked")
+        if result.memory and work.mode in MEMORY_BARS:
+            bar = MEMORY_BARS[work.mode]
+            for key, words in (("step_peak_ratio", "of the process"), ("step_increase_ratio", "above imports")):
+                ratio = result.memory["trimmed"][key]
+                lines.append(f"bar {'met' if ratio <= bar else 'MISSED'}: {ratio:.2f}x peak memory {words}, at most {bar:g}x asked")
+    return lines
+
+
+def write_results(results: list[Result], out: Path, command: str) -> None:
+    """The JSON result, with what it was measured on."""
+    content = {
+        "program": "train_step",
+        "command": command,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": {"cpu": support.cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "peft": peft.__version__,
+        },
+        "cases": [
+            {
+                "name": result.work.name,
+                "tokens": result.work.num_tokens,
+                "checked": result.checked,
+                **result.facts,
+                "verdicts": verdicts(result),
+                "summary": result.summary(),
+                "memory_mib": result.memory,
+                "wall_seconds": result.wall,
+                "cpu_seconds": result.cpu,
+            }
+            for result in results
+        ],
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(out, json.dumps(content, indent=1) + "\n")
+
+
+def profile(work: Work) -> None:
+    """Print the operations in which our step spends most CPU time."""
+    ours = build_ours(work)
+    ours.step()
+    ours.step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+        for _ in range(3):
+            ours.step()
+    print(recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=50))
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, help="timed steps of each contestant (default 9, quick 3)")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), help="default: all; quick: lora and full")
+    parser.add_argument("--quick", action="store_true", help="headline cases, few rounds, no result file unless --out names one")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory with --quick too")
+    parser.add_argument("--profile", choices=list(CASES), help="profile our step of one case and stop")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads (default %(default)s)")
+    parser.add_argument("--out", type=Path, help="JSON result (default benchmarks/results/train_step.json)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Runs the cases."""
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    if options.profile:
+        profile(CASES[options.profile])
+        return
+    names = options.cases or (HEADLINES if options.quick else list(CASES))
+    rounds = options.rounds or (3 if options.quick else 9)
+    memory = options.memory or not options.quick
+    results = [compare(CASES[name], rounds, quick=options.quick, memory=memory) for name in names]
+    print_results(results)
+    out = options.out or (None if options.quick else support.RESULTS / "train_step.json")
+    if out is not None:
+        write_results(results, out, " ".join(["python benchmarks/train_step.py", *sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""What kernels are given: a stack of weights as pointers and strides, a LoRA factor likewise, and the rows of a call cut into tiles.
+
+Exercise it: ``pytest tests/kernels/ms4_kernels/moe/triton/test_operands.py``.
+
+Shape suffixes: e experts, o / i rows and columns of a stored matrix, l adapters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ms4_kernels.quantised import Fp8Weight, Nvfp4Weight, QuantisedWeight
+from ms4_kernels.routing.sorting import ExpertOrder
+from ms4_kernels.routing.tile_list import TileList, tile_list
+
+__all__ = ["Factor", "Rows", "Stack"]
+
+_FIRST_WITH_E4M3 = (8, 9)  # compute capability; older NVIDIA devices and AMD's decode by integer arithmetic
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A stack of matrices [E, O, I] as the kernels take it.
+
+    Attributes:
+        kind: ``dense``, ``fp8`` or ``nvfp4``.
+        values: values, or codes.
+        scale: fp32 [E, G], of groups of rows; None for a dense stack.
+        block_scale: E4M3 scales of 16 columns of an ``nvfp4`` stack.
+    """
+
+    kind: str
+    values: Tensor
+    scale: Tensor | None = None
+    block_scale: Tensor | None = None
+
+    @classmethod
+    def of(cls, weight: Tensor | QuantisedWeight) -> Stack:
+        """Take a weight apart. Experts may lie any distance apart, each matrix must be contiguous.
+
+        Raises:
+            ValueError: a matrix is not contiguous.
+        """
+        if isinstance(weight, Fp8Weight):
+            stack = cls("fp8", weight.codes, weight.scale.contiguous())
+        elif isinstance(weight, Nvfp4Weight):
+            stack = cls("nvfp4", weight.codes, weight.global_scale.contiguous(), weight.block_scale)
+        else:
+            stack = cls("dense", weight)
+        for part in (stack.values, stack.block_scale):
+            if part is not None and part.numel() and not part[0].is_contiguous():
+                raise ValueError(f"the matrices of a stack {list(part.shape)} with strides {list(part.stride())} are not contiguous")
+        return stack
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(O, I) of the values, not of the codes."""
+        rows, columns = self.values.shape[1:]
+        return rows, columns * 2 if self.kind == "nvfp4" else columns
+
+    @property
+    def groups(self) -> int:
+        """Groups of rows that have a scale each."""
+        return 1 if self.scale is None else self.scale.shape[-1]
+
+    def pointers(self) -> dict[str, Any]:
+        """The arguments that say where the stack is."""
+        return {
+            "weight_ptr": self.values,
+            "block_scale_ptr": self.block_scale,
+            "scale_ptr": self.scale,
+            "weight_stride_e": self.values.stride(0),
+            "block_scale_stride_e": 0 if self.block_scale is None else self.block_scale.stride(0),
+        }
+
+    def constants(self, block_o: int) -> dict[str, Any]:
+        """The constants that say how to decode it, in tiles of ``block_o`` rows."""
+        return stack_constants(self.kind, self.groups, self.values.shape[1], block_o, has_e4m3(self.values.device))
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One LoRA factor [E, O, I], or [L, E, O, I] with an axis of adapters."""
+
+    values: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor | None) -> Factor | None:
+        """Contiguous, which a factor's views rarely are not and a copy of which is small."""
+        return None if values is None else cls(values.contiguous())
+
+    @property
+    def stride_l(self) -> int:
+        """Elements from adapter to adapter."""
+        return self.values.stride(0) if self.values.ndim == 4 else 0
+
+    @property
+    def stride_e(self) -> int:
+        """Elements from expert to expert."""
+        return self.values.stride(-3)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The sorted rows of a call; tile lists are made once for each height.
+
+    Attributes:
+        order: how the rows lie.
+        top_k: experts per token.
+        slots: 1, or one more than the number of adapters.
+    """
+
+    order: ExpertOrder
+    top_k: int
+    slots: int = 1
+    _tiles: dict[int, TileList] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """R."""
+        return self.order.pair_r.numel()
+
+    @property
+    def ends(self) -> Tensor:
+        """int32, one past the last row of each segment: of each expert, or of each expert's adapters."""
+        return self.order.ends_e if self.order.segment_ends_s is None else self.order.segment_ends_s
+
+    @property
+    def per_expert(self) -> float:
+        """Rows that an expert (and adapter) has on average; what tiles are chosen by. Known without waiting for the device."""
+        return self.count / max(1, self.order.ends_e.numel() * max(1, self.slots - 1))
+
+    def tiles(self, block_rows: int) -> TileList:
+        """The rows cut into tiles of this height."""
+        if block_rows not in self._tiles:
+            self._tiles[block_rows] = tile_list(self.ends, self.count, block_rows)
+        return self._tiles[block_rows]
+
+
+def stack_constants(kind: str, groups: int, rows: int, block_o: int, native: bool) -> dict[str, Any]:
+    """The constants of :func:`loads.load_weight_tile` for matrices of so many rows."""
+    return {"KIND": kind, "GROUPS": groups, "ONE_GROUP": groups == 1 or rows // groups % block_o == 0, "NATIVE": native and kind != "dense"}
+
+
+def has_e4m3(device: torch.device) -> bool:
+    """Whether the device converts E4M3 itself."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= _FIRST_WITH_E4M3
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How fp32 products are made: exactly, or in TF32 where ``torch.set_float32_matmul_precision`` allows it; nothing to choose otherwise."""
+    return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"

@@ -1,0 +1,89 @@
+"""Compiling: what the result's name depends on, which folders are refused, and what is said where there is no compiler."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from ms4_kernels.native import compile as native_compile
+from ms4_kernels.native.compile import CompileError, cache_folder, compiled, find_compiler
+
+needs_compiler = pytest.mark.skipif(not any(shutil.which(name) for name in ("cc", "gcc", "clang")), reason="no C compiler")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A cache of its own, and in the place of the kernels a source that takes no time."""
+    (tmp_path / "experts.c").write_text("#include <stdlib.h>\nint ms4_lanes(void) { return 8; }\n")
+    monkeypatch.setattr(native_compile, "SOURCES", tmp_path)
+    monkeypatch.setenv("MS4_NATIVE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@needs_compiler
+def test_compiles_once(folder, monkeypatch):
+    first = compiled()
+    assert list(folder.iterdir()) == [first]  # and leaves nothing else behind
+    stamp = first.stat().st_mtime_ns
+    assert compiled() == first
+    assert first.stat().st_mtime_ns == stamp
+    monkeypatch.setattr(native_compile, "processor", lambda: "another one")
+    assert compiled() != first
+
+
+@needs_compiler
+def test_the_library_loads_without_torch_where_it_links_openmp_itself(folder):
+    code = f"import ctypes; print(ctypes.CDLL({str(compiled(own_openmp=True))!r}).ms4_lanes())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert int(result.stdout) == 8
+
+
+@needs_compiler
+def test_a_source_that_does_not_compile_is_reported(folder, tmp_path, monkeypatch):
+    (tmp_path / "broken.c").write_text("int f( { return 0; }\n")
+    monkeypatch.setattr(native_compile, "SOURCES", tmp_path)
+    with pytest.raises(CompileError, match="error"):
+        compiled("broken.c")
+    assert list(folder.iterdir()) == []
+
+
+@needs_compiler
+def test_processes_that_start_at_once(folder, tmp_path):
+    code = (
+        "import sys, ctypes, pathlib; from ms4_kernels.native import compile; compile.SOURCES = pathlib.Path(sys.argv[1]);"
+        "print(ctypes.CDLL(str(compile.compiled())).ms4_lanes())"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate(timeout=120)[0].strip() for process in processes] == ["8"] * 3
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_no_compiler_is_said(monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(CompileError, match="no-such-compiler"):
+        find_compiler()
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(CompileError, match="cc gcc clang"):
+        find_compiler()
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_a_folder_that_others_may_write_to_is_refused(folder, mode):
+    assert cache_folder() == folder
+    folder.chmod(mode)
+    with pytest.raises(CompileError, match="others may write"):
+        cache_folder()
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MS4_NATIVE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(CompileError, match="MS4_NATIVE_CACHE"):
+        cache_folder()
