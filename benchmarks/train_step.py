@@ -98,8 +98,8 @@ def check(work: Work, ours: Contestant, peer: Contestant) -> str:
     if abs(losses[0] - losses[1]) > loss_tolerance or errors[worst] > gradient_tolerance:
         raise SystemExit(f"{work.name}: not the same computation: losses {losses}, gradient of {worst} differs by {errors[worst]:.1e}")
     return (
-        f"loss {losses[0]:.4f}, differs by {abs(losses[0] - losses[1]):.1e} (tolerance {loss_tolerance:g}); {len(errors)} clipped gradients, "
-        f"worst relative difference {errors[worst]:.1e} (tolerance {gradient_tolerance:g})"
+        f"loss {losses[0]:.4f}, differs by {abs(losses[0] - losses[1]):.1e} (tolerance {loss_tolerance:g}); "
+        f"{len(errors)} clipped gradients, worst relative difference {errors[worst]:.1e} (tolerance {gradient_tolerance:g})"
     )
 
 
@@ -109,18 +109,17 @@ def relative_error(mine: Tensor, theirs: Tensor) -> float:
     return float(torch.linalg.vector_norm(mine.double() - theirs) / torch.linalg.vector_norm(theirs))
 
 
-def fastest_implementation(work: Work, *, full_size: bool) -> tuple[str, dict[str, Any]]:
+def fastest_implementation(work: Work) -> tuple[str, dict[str, Any]]:
     """The peer's experts implementation with the fastest forward and backward, and what was measured.
 
     All are tried on a few short documents; those that could win at the case's own size are tried there too.
     """
     small = Work(work.name, work.mode, SMALL, work.num_experts, work.dtype)
-    facts: dict[str, Any] = {"seconds_256_tokens": _implementation_seconds(small, ("grouped_mm", "eager", "batched_mm"))}
-    seconds = facts["seconds_256_tokens"]
-    if full_size:
-        # batched_mm's cost is a copy of two matrices per row: in proportion to rows, it cannot catch up on more of them.
-        seconds = facts["seconds_full_size"] = _implementation_seconds(work, ("grouped_mm", "eager"))
-    return min(seconds, key=lambda name: seconds[name]), facts
+    few = _implementation_seconds(small, ("grouped_mm", "eager", "batched_mm"))
+    # batched_mm's cost is a copy of two matrices per row: in proportion to rows, so what is behind on few tokens stays behind on many.
+    candidates = ("grouped_mm", "eager", "batched_mm") if few["batched_mm"] < few["grouped_mm"] else ("grouped_mm", "eager")
+    many = _implementation_seconds(work, candidates)
+    return min(many, key=lambda name: many[name]), {"peer_seconds_256_tokens": few, "peer_seconds_full_size": many}
 
 
 def _implementation_seconds(work: Work, names: tuple[str, ...]) -> dict[str, float]:
@@ -128,13 +127,14 @@ def _implementation_seconds(work: Work, names: tuple[str, ...]) -> dict[str, flo
     seconds: dict[str, float] = {}
     for name in names:
         base_model(peer.model).set_experts_implementation(name)
-        times = []
-        for _ in range(2):  # the first one warms up
+        for _ in range(2):
             started = time.perf_counter()
             peer.backward()
-            times.append(time.perf_counter() - started)
+            elapsed = time.perf_counter() - started
             peer.model.zero_grad(set_to_none=True)
-        seconds[name] = min(times)
+            seconds[name] = min(elapsed, seconds.get(name, elapsed))
+            if elapsed > 3 * min(seconds.values()):
+                break  # the first pass warms up, but not by so much
     return seconds
 
 
@@ -143,17 +143,17 @@ def time_rounds(contestants: Mapping[str, Callable[[], object]], result: Result,
     for run in contestants.values():
         run()
     for index in range(rounds):
-        names = list(contestants) if index % 2 == 0 else list(reversed(contestants))
-        for name in names:
+        names = list(contestants)
+        for name in names if index % 2 == 0 else reversed(names):
             wall, cpu = time.perf_counter(), time.process_time()
             contestants[name]()
             result.cpu.setdefault(name, []).append(time.process_time() - cpu)
             result.wall.setdefault(name, []).append(time.perf_counter() - wall)
 
 
-def compare(work: Work, rounds: int, *, quick: bool, memory: bool) -> Result:
-    """Choose the peer's implementation, check, and time one case."""
-    experts, facts = fastest_implementation(work, full_size=not quick)
+def compare(work: Work, rounds: int, *, experts: str | None, memory: bool) -> Result:
+    """Choose the peer's implementation unless it is given, check, and time one case."""
+    experts, facts = (experts, {}) if experts else fastest_implementation(work)
     ours, peer = build_ours(work), build_peer(work, experts)
     if work.mode == "lora":
         equalise_adapters(ours.model, peer.model)
@@ -213,7 +213,8 @@ def verdicts(result: Result) -> list[str]:
     for kind, found in result.memory.items():
         ours, peer = found[OURS], found[PEER]
         lines.append(
-            f"peak memory, glibc {kind}: process {ours['step_peak']:.0f} against {peer['step_peak']:.0f} MiB, {found['step_peak_ratio']:.2f}x; "
+            f"peak memory, glibc {kind}: "
+            f"process {ours['step_peak']:.0f} against {peer['step_peak']:.0f} MiB, {found['step_peak_ratio']:.2f}x; "
             f"above imports {ours['step_increase']:.0f} against {peer['step_increase']:.0f} MiB, {found['step_increase_ratio']:.2f}x"
         )
     if work.name in HEADLINES:
@@ -276,6 +277,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="timed steps of each contestant (default 9, quick 3)")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), help="default: all; quick: lora and full")
     parser.add_argument("--quick", action="store_true", help="headline cases, few rounds, no result file unless --out names one")
+    parser.add_argument("--experts", help="the peer's experts implementation (default: the fastest measured; quick: grouped_mm)")
     parser.add_argument("--memory", action="store_true", help="measure peak memory with --quick too")
     parser.add_argument("--profile", choices=list(CASES), help="profile our step of one case and stop")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default %(default)s)")
@@ -294,7 +296,8 @@ def main() -> None:
     names = options.cases or (HEADLINES if options.quick else list(CASES))
     rounds = options.rounds or (3 if options.quick else 9)
     memory = options.memory or not options.quick
-    results = [compare(CASES[name], rounds, quick=options.quick, memory=memory) for name in names]
+    experts = options.experts or ("grouped_mm" if options.quick else None)
+    results = [compare(CASES[name], rounds, experts=experts, memory=memory) for name in names]
     print_results(results)
     out = options.out or (None if options.quick else support.RESULTS / "train_step.json")
     if out is not None:

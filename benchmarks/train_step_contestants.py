@@ -155,8 +155,8 @@ def build_peer(work: Work, experts: str) -> Contestant:
     import transformers
 
     values: dict[str, Any] = to_hf_config(work.config(), dtype=work.dtype)
-    config = transformers.Mistral4Config(**values, experts_implementation=experts)
-    base = transformers.Mistral4ForCausalLM(config)
+    values["experts_implementation"] = experts
+    base = transformers.Mistral4ForCausalLM(transformers.Mistral4Config(**values))
     init_weights(base, SEED, WEIGHT_STD)
     base.to(work.dtype)  # pyright: ignore[reportArgumentType]
     model: Any = base
@@ -191,7 +191,7 @@ def build_peer(work: Work, experts: str) -> Contestant:
 
 
 def padded_batch(work: Work) -> dict[str, Tensor]:
-    """Documents as rows [b, s], with the targets where transformers' own loss looks for shifted ones; a mask only where there is padding."""
+    """Documents as rows [b, s], the targets where transformers' loss looks for shifted ones, and a mask where there is padding."""
     documents, pad = work.documents(), nn.utils.rnn.pad_sequence
     targets_bs = pad([document[1:] for document in documents], batch_first=True, padding_value=IGNORED_TARGET)
     batch = {

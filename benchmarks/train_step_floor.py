@@ -1,8 +1,8 @@
 """The bare products of a training step: the time below which no step made of torch's matrix products and attention can be.
 
-Every product that the step needs, forward and backward, by ``torch.mm`` into memory that exists already, with the routing counts of our last
-step, and ``scaled_dot_product_attention`` with its backward. Weights are the model's own, so they come from memory as in the step; rows are
-random and shared between layers. No norm, softmax, activation, gather, loss or optimizer.
+Every product that the step needs, forward and backward, by ``torch.mm`` into memory that exists already, with the routing counts of our
+last step, and ``scaled_dot_product_attention`` with its backward. Weights are the model's own, so they come from memory as in the step;
+rows are random and shared between layers. No norm, softmax, activation, gather, loss or optimizer.
 Exercise it: ``python benchmarks/train_step.py --quick``.
 
 Shape suffixes: r rows, i / o features in / out, p LoRA rank.

@@ -1,8 +1,9 @@
 """Peak memory of one contestant's training step, in a process that does nothing else. ``train_step.py`` starts it once per contestant.
 
-It imports what the contestant needs, builds it, takes steps, and prints JSON: resident memory after the imports, at its peak while building,
-and at its peak during the steps (the kernel's high-water mark, set back before each phase), in MiB. glibc is told by its environment to give
-freed memory back at once, so that a peak is what a step holds and not what the heap has kept; ``default`` leaves glibc as it comes.
+It imports what the contestant needs, builds it, takes steps, and prints JSON: resident memory after the imports, at its peak while
+building, and at its peak during the steps (the kernel's high-water mark, set back before each phase), in MiB. glibc is told by its
+environment to give freed memory back at once, so that a peak is what a step holds and not what the heap has kept; without ``trimmed`` it
+runs as it comes. The peer's process imports our configuration code too, some MiB.
 
     python benchmarks/train_step_memory.py ours lora
     python benchmarks/train_step_memory.py peer lora grouped_mm
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 TRIMMED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""Blocks of 64 KiB and more are mapped singly and unmapped when freed; glibc would otherwise raise that limit to 32 MiB as a program runs."""
+"""Blocks of 64 KiB and more are mapped singly and unmapped when freed; glibc would otherwise raise that limit to 32 MiB as it runs."""
 STEPS = 3
 
 

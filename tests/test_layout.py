@@ -79,6 +79,7 @@ def test_control_a_good_tree_passes_every_rule(tmp_path):
 
 BAD = [
     (layout.long_files, "tests/ms4_train/test_a.py", '"""Tests."""\n' + "x = 1\n" * 399, "400 lines"),
+    (layout.long_files, "kernels/ms4_kernels/native/k.c", "int x;\n" * 400, "400 lines"),
     (layout.long_functions, "ms4_train/a.py", function(80), "f has 80 lines"),
     (layout.long_functions, "ms4_train/a.py", "class C:\n    async " + function(80).replace("\n", "\n    "), "f has 80 lines"),
     (layout.long_functions, "kernels/ms4_kernels/k.py", "@triton.jit\n" + function(150), "f has 150 lines"),
@@ -165,10 +166,12 @@ def test_the_wheel_holds_the_four_packages_and_nothing_else(tmp_path):
 
 
 def packaged():
-    """(file, folder that holds its package) of every packaged Python file."""
+    """(file, folder that holds its package) of every packaged file."""
     for package, folder in layout.PACKAGES.items():
         for path in layout.python_files(ROOT, [str(Path(folder) / package)]):
             yield path, folder
+    for path in layout.c_files(ROOT):
+        yield path, "kernels"
 
 
 def test_control_wheel():

@@ -1,4 +1,4 @@
-"""The experts operation inside Hugging Face models: ``register()``, then ``experts_implementation="ms4"`` for any model with SwiGLU experts.
+"""The experts operation inside Hugging Face models: ``register()``, then ``experts_implementation="ms4"`` where experts are SwiGLU.
 
     import ms4_kernels
     ms4_kernels.register()
@@ -17,7 +17,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -97,7 +96,8 @@ def _unsupported(module: nn.Module) -> str | None:
     for name in ("gate_up_proj", "down_proj"):
         stack: Any = getattr(module, name, None)
         if not isinstance(stack, Tensor) or not stack.is_floating_point() or stack.element_size() < 2:
-            return f"its {name} is {stack.dtype if isinstance(stack, Tensor) else type(stack).__name__}, not a stack of floating-point weights"
+            found = stack.dtype if isinstance(stack, Tensor) else type(stack).__name__
+            return f"its {name} is {found}, not a stack of weights in 16 bits or more"
     return None
 
 
@@ -108,7 +108,7 @@ def _has_gate_of_its_own(module: nn.Module) -> bool:
 
 def _is_silu(activation: object) -> bool:
     activations: Any = importlib.import_module("transformers.activations")
-    return isinstance(activation, nn.SiLU | activations.SiLUActivation) or activation in (F.silu, torch.ops.aten.silu)
+    return isinstance(activation, nn.SiLU | activations.SiLUActivation) or activation is F.silu
 
 
 def _name(activation: object) -> str:

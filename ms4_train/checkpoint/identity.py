@@ -22,6 +22,7 @@ FREE_TRAINING_KEYS = frozenset(
         "num_train_epochs",
         "max_steps",
         "gradient_checkpointing",
+        "recompute_experts",
         "loss_chunk_tokens",
         "logging_steps",
         "eval_strategy",

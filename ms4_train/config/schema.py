@@ -117,6 +117,9 @@ class TrainingSection(Section):
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
     max_grad_norm: NonNegative = Field(default=1.0, description="0 turns clipping off.")
     gradient_checkpointing: bool = False
+    recompute_experts: bool = Field(
+        default=False, description="Keep only the experts' inputs and compute their pre-activations again in the backward pass."
+    )
     loss_chunk_tokens: PositiveInt = Field(default=1024, description="Tokens whose logits exist at once.")
     train_router: bool | None = Field(default=None, description="Default: on for full fine-tuning, off with an adapter.")
     logging_steps: PositiveInt = 1

@@ -46,6 +46,7 @@ class Mistral4Experts(nn.Module):
     Attributes:
         gate_up_proj: [E, 2n, d], a parameter, or a :class:`QuantisedStack` that stands for one.
         down_proj: [E, d, n], likewise.
+        recompute: keep the input only and compute the pre-activation again in the backward pass.
         lora: an adapter over the stacks, if any; its ``kernel_lora()`` returns an :class:`ExpertLora`.
         exchange: sends tokens to the ranks that hold their experts, called as ``exchange(hidden_td, expert_ids_tk, weights_tk, compute)``,
             where ``compute(hidden, ids, weights)`` runs this rank's experts on their local ids.
@@ -57,6 +58,7 @@ class Mistral4Experts(nn.Module):
     def __init__(self, config: TextConfig, backend: Backend = "auto") -> None:
         super().__init__()
         self.backend: Backend = backend
+        self.recompute = False
         width, hidden_size = config.moe_intermediate_size, config.hidden_size
         self.gate_up_proj = nn.Parameter(torch.empty(config.n_routed_experts, 2 * width, hidden_size))
         self.down_proj = nn.Parameter(torch.empty(config.n_routed_experts, hidden_size, width))
@@ -77,7 +79,7 @@ class Mistral4Experts(nn.Module):
     def _compute(self, hidden_td: Tensor, expert_ids_tk: Tensor, weights_tk: Tensor) -> Tensor:
         lora: ExpertLora | None = self.lora.kernel_lora() if self.lora is not None else None  # type: ignore[operator]
         gate_up, down = (stack.value() if isinstance(stack, QuantisedStack) else stack for stack in (self.gate_up_proj, self.down_proj))
-        return experts(hidden_td, gate_up, down, expert_ids_tk, weights_tk, lora=lora, backend=self.backend)
+        return experts(hidden_td, gate_up, down, expert_ids_tk, weights_tk, lora=lora, recompute=self.recompute, backend=self.backend)
 
 
 class GatedMLP(nn.Module):

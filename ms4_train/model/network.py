@@ -93,6 +93,16 @@ class Mistral4ForCausalLM(nn.Module):
     def gradient_checkpointing(self, enabled: bool) -> None:
         self.model.gradient_checkpointing = enabled
 
+    @property
+    def recompute_experts(self) -> bool:
+        """Whether the experts keep their inputs only and compute pre-activations again in the backward pass."""
+        return all(layer.mlp.experts.recompute for layer in self.model.layers)  # type: ignore[union-attr]
+
+    @recompute_experts.setter
+    def recompute_experts(self, enabled: bool) -> None:
+        for layer in self.model.layers:
+            layer.mlp.experts.recompute = enabled  # type: ignore[union-attr]
+
     def forward(self, input_ids_t: Tensor, layout: SequenceLayout, cache: LatentCache | None = None) -> Tensor:
         """Run all layers.
 

@@ -85,6 +85,7 @@ def prepare_model(config: SftRun, mesh: Mesh, base: str) -> PreparedModel:
             if name.endswith("mlp.gate.weight"):
                 parameter.requires_grad_(False)
     model.gradient_checkpointing = config.training.gradient_checkpointing
+    model.recompute_experts = config.training.recompute_experts
     return PreparedModel(model.to(mesh.device), adapter, attached, base_weights)
 
 

@@ -90,7 +90,7 @@ class Case:
 
 
 CASES = (
-    Case("ragged", BF16, "dense", trained=True, width=136, expert_width=72),
+    Case("ragged", BF16, "dense", trained=True, width=72, expert_width=72),
     Case("ragged", FP32, "dense", "both", 8, trained=True, width=72, expert_width=40),
     Case("ragged", BF16, "fp8", "down", 128),
     Case("ragged", BF16, "nvfp4", "gate_up", 16, width=128, expert_width=64),  # even
@@ -102,7 +102,7 @@ CASES = (
     Case("one row", FP32, "fp8", "gate_up", 8),
     Case("no tokens", BF16, "dense", "both", 8, trained=True),
     Case("no tokens", BF16, "nvfp4", "both", 8, adapters=2),
-    Case("all to one", BF16, "fp8 two groups", "both", 16),
+    Case("all to one", BF16, "fp8 two groups", "both", 16, width=150),
     Case("all to one", FP32, "fp8 two groups", "both", 8, adapters=3, width=40, expert_width=20),
     Case("all to one", FP32, "dense", "down", 16, trained=True),
     Case("odd segments", BF16, "fp8 two groups", "gate_up", 128),
@@ -111,7 +111,7 @@ CASES = (
     Case("one expert twice", BF16, "nvfp4", "both", 8, adapters=1),
     Case("release", BF16, "fp8"),
     Case("release", BF16, "dense", "both", 16, trained=True, slow=True),
-    Case("release", FP32, "nvfp4", "both", 8, slow=True),
+    Case("release", FP32, "nvfp4", "both", 8, width=144, expert_width=80, slow=True),
     Case("32 rows", BF16, "nvfp4", "both", 8),
     Case("32 rows", FP32, "dense", trained=True, slow=True),
     Case("64 rows", BF16, "dense", "both", 8, trained=True, width=72, expert_width=72),
@@ -268,8 +268,9 @@ def violations(actual: dict[str, Tensor], case: Case, factor: float = 2.0) -> li
 
     The floor: a result can be stored no better than to the unit roundoff of its type, u = eps / 2, of its size, and plain torch is at times
     luckier than that. Of fewer than 32 numbers, such as the router's gradient of a single row, the error is no estimate of anything: the
-    floor is 4 u there, about twice what plain torch loses on larger ones. The router's gradient is fp32 but sums products of numbers of the
-    call's type, hence the call's u for all.
+    floor is 4 u there, about twice what plain torch loses on larger ones. It is 4 u in fp32 too, where the order of a sum decides: for a
+    single row torch takes another one, of many short sums, and loses 1.3 u where its ordinary products lose 3 to 7. The router's gradient
+    is fp32 but sums products of numbers of the call's type, hence the call's u for all.
     """
     exact, plain = truth(case), bar(case)
     assert actual.keys() == exact.keys()
@@ -279,7 +280,7 @@ def violations(actual: dict[str, Tensor], case: Case, factor: float = 2.0) -> li
         if got.shape != wide.shape or got.dtype != plain[name].dtype:
             found.append(f"{name}: {got.dtype} {list(got.shape)} instead of {plain[name].dtype} {list(wide.shape)}")
         elif wide.numel():
-            floor = torch.finfo(case.dtype).eps / 2 * (4 if wide.numel() < 32 else 1)
+            floor = torch.finfo(case.dtype).eps / 2 * (4 if wide.numel() < 32 or case.dtype == FP32 else 1)
             found += _broken(name, got, plain[name], wide, factor, floor)
     return found
 

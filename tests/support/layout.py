@@ -19,12 +19,17 @@ PACKAGES = {"ms4_train": ".", "ms4_kernels": "kernels", "ms4_recipes": "recipes"
 """The four packages and the folder each one lies in."""
 
 CODE_FOLDERS = ("ms4_train", "kernels", "recipes", "evals", "tests", "benchmarks")
-TEXT_SUFFIXES = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".html", ".css", ".js", ".json", ".jinja", ".sh", ".cfg", ""}
+TEXT_SUFFIXES = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".html", ".css", ".js", ".json", ".jinja", ".sh", ".cfg", ".c", ".h", ""}
 
 
 def python_files(root: Path, folders: Iterable[str] = CODE_FOLDERS) -> list[Path]:
     """Python files below the named folders, sorted, without caches."""
     return sorted(path for folder in folders for path in (root / folder).rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def c_files(root: Path) -> list[Path]:
+    """Sources in C below the packages."""
+    return sorted(path for name, folder in PACKAGES.items() for path in (root / folder / name).rglob("*.[ch]"))
 
 
 def package_files(root: Path) -> list[Path]:
@@ -39,7 +44,8 @@ def _parsed(root: Path, files: Iterable[Path]) -> Iterator[tuple[str, ast.Module
 
 def long_files(root: Path) -> list[str]:
     """Files of 400 lines and more."""
-    counts = ((path, len(path.read_text(encoding="utf-8").splitlines())) for path in python_files(root))
+    files = [*python_files(root), *c_files(root)]
+    counts = ((path, len(path.read_text(encoding="utf-8").splitlines())) for path in files)
     return [f"{path.relative_to(root)}: {count} lines" for path, count in counts if count >= MAX_FILE_LINES]
 
 
@@ -173,7 +179,7 @@ def wrong_wheel(names: Iterable[str], sources: Iterable[str]) -> list[str]:
 
     Args:
         names: entries of the wheel.
-        sources: Python files of the packages, as ``ms4_train/cli/main.py``.
+        sources: files of the packages, as ``ms4_train/cli/main.py``.
     """
     entries = {name for name in names if ".dist-info/" not in name}
     tops = {name.split("/")[0] for name in entries}

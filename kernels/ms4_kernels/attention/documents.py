@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ms4_kernels.attention.grouping import DocumentGroups
-from ms4_kernels.attention.runs import Run, runs_of
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,6 @@ class PackedDocuments:
     def groups(self) -> DocumentGroups:
         """Documents of similar length as padded rectangles."""
         return DocumentGroups.from_lengths(self.lengths, self.device)
-
-    @cached_property
-    def runs(self) -> tuple[Run, ...]:
-        """Documents of equal length, as the CPU path takes them."""
-        return runs_of(self.lengths)
 
     @cached_property
     def cu_seqlens_b(self) -> Tensor:

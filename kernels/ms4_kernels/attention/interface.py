@@ -54,8 +54,14 @@ def packed_causal_attention(
     _check(query_thx, key_thx, value_thv, documents)
     device, width = query_thx.device, max(query_thx.shape[-1], value_thv.shape[-1])
     narrowest = min(query_thx.shape[-1], value_thv.shape[-1])
-    chosen = _choose(backend, device.type, query_thx.dtype, (narrowest, width), flash_package(device), dispatch.has_triton())
+    chosen = _choose(backend, device.type, query_thx.dtype, (narrowest, width), flash_package(device), _has_triton())
     return _implementation(chosen)(query_thx, key_thx, value_thv, documents, scale)
+
+
+@cache
+def _has_triton() -> bool:
+    """Cached: looking for a package on disk is slow beside a layer of a small model."""
+    return dispatch.has_triton()
 
 
 def _implementation(name: str) -> Callable[..., Tensor]:

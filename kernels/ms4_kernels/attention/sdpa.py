@@ -1,4 +1,4 @@
-"""Packed attention with torch's ``scaled_dot_product_attention``: one call per rectangle of documents. For devices without better.
+"""Packed attention with torch's ``scaled_dot_product_attention``: one call per rectangle of documents. Where there is nothing better.
 
 Exercise it: ``pytest tests/kernels/ms4_kernels/attention/test_sdpa.py``.
 

@@ -2,7 +2,8 @@
 
 Exercise it: ``pytest tests/kernels/ms4_kernels/cross_entropy/test_chunked.py``.
 
-Shape suffixes: n tokens with a target, c tokens of one chunk, d hidden size, v vocabulary.
+Shape suffixes: n tokens with a target, c tokens of one chunk, d hidden size, v vocabulary; r rows, i inputs, o outputs of any
+linear map.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=wide, device=hidden_nd.device)
         for start in range(0, hidden_nd.shape[0], chunk_tokens):
             hidden_cd = hidden_nd[start : start + chunk_tokens]
-            loss, grad_logits_cv = rows(_logits(hidden_cd, head_vd), target_n[start : start + chunk_tokens], any(wanted))
+            loss, grad_logits_cv = rows(_linear(hidden_cd, head_vd), target_n[start : start + chunk_tokens], any(wanted))
             total += loss
             if grad_logits_cv is None:
                 continue
             if grad_hidden_nd is not None:
-                torch.mm(grad_logits_cv, head_vd, out=grad_hidden_nd[start : start + chunk_tokens])
+                grad_hidden_nd[start : start + chunk_tokens] = _linear(grad_logits_cv, head_vd.T)
             if grad_head_vd is not None:
                 _add_product(grad_head_vd, grad_logits_cv.T, hidden_cd)
         ctx.save_for_backward(grad_hidden_nd, None if grad_head_vd is None else grad_head_vd.to(head_vd.dtype))
@@ -62,8 +63,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def _logits(hidden_cd: Tensor, head_vd: Tensor) -> Tensor:
-    return hidden_cd @ head_vd.T
+def _linear(rows_ri: Tensor, weight_oi: Tensor) -> Tensor:
+    """``rows @ weight.T``: the one place where the head's products with rows are made."""
+    return rows_ri @ weight_oi.T
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -27,7 +27,7 @@ class CompileError(RuntimeError):
     """There is no library, and why: no compiler, no safe folder, or what the compiler said."""
 
 
-def compiled(source: str = "experts.c", *, own_openmp: bool = False) -> Path:
+def compiled(source: str = "kernels.c", *, own_openmp: bool = False) -> Path:
     """The shared library of one source, compiled if it is not in the cache.
 
     OpenMP is switched on for compiling and left out for linking: its symbols come from the copy that torch has loaded, so that one pool

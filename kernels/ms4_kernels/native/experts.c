@@ -12,6 +12,7 @@
 #include "weights.h"
 
 #define CHUNK 128
+#define DOT_PART 32 /* a sum of thousands of terms in one go loses digits that a sum of sums keeps */
 
 typedef struct {
     int32_t tokens, slots, experts, adapters, hidden, width, rank_up, rank_down, threads, half, recompute;
@@ -187,14 +188,19 @@ static void activation_backward(const Call *call, const Chunk *chunk, Scratch *s
     int n = call->width, ld = padded(chunk->count);
     for (int i = 0; i < ld; i += LANES) {
         vec weight = load(s->weight + i), dot = {0};
-        for (int64_t j = i; j < (int64_t)n * ld; j += ld) {
-            vec gate = load(s->h + j), up = load(s->h + (int64_t)n * ld + j), d_act = load(s->dact + j);
-            vec gated = sigmoid(gate), silu = gate * gated, act = silu * up;
-            dot += d_act * act;
-            d_act *= weight;
-            store(s->act + j, act * weight);
-            store(s->h + j, d_act * up * (gated + silu * (1.0f - gated)));
-            store(s->h + (int64_t)n * ld + j, d_act * silu);
+        for (int first = 0; first < n; first += DOT_PART) {
+            int last = first + DOT_PART < n ? first + DOT_PART : n;
+            vec part = {0};
+            for (int64_t j = i + (int64_t)first * ld; j < (int64_t)last * ld; j += ld) {
+                vec gate = load(s->h + j), up = load(s->h + (int64_t)n * ld + j), d_act = load(s->dact + j);
+                vec gated = sigmoid(gate), silu = gate * gated, act = silu * up;
+                part += d_act * act;
+                d_act *= weight;
+                store(s->act + j, act * weight);
+                store(s->h + j, d_act * up * (gated + silu * (1.0f - gated)));
+                store(s->h + (int64_t)n * ld + j, d_act * silu);
+            }
+            dot += part;
         }
         store(s->dot + i, dot);
     }
@@ -333,17 +339,4 @@ int ms4_experts_backward(const Call *call) {
     free(chunks);
     free(first_of);
     return failed;
-}
-
-int32_t ms4_lanes(void) { return LANES; }
-
-/* For tests and the check at load time. */
-void ms4_product(int32_t rows, int32_t columns, int32_t depth, const float *a, const float *b, float *c, int64_t a_m, int64_t a_k, int64_t b_k,
-                 int64_t c_m, float alpha, int32_t adds) {
-    product(rows, columns, depth, (Strided){a, a_m, a_k}, (Rows){b, b_k, 0}, c, c_m, alpha, adds);
-}
-
-void ms4_sizes(int64_t *sizes) {
-    sizes[0] = sizeof(Call);
-    sizes[1] = sizeof(Stack);
 }

@@ -21,6 +21,7 @@ _PTX = {
     "atomics": r"\b(?:red|atom)\.(?:\w+\.)*global",
 }
 _SASS = {"local_stores": r"\bSTL\b", "local_loads": r"\bLDL\b"}
+_SERIALISED = r"wgmma\.mma_async instructions are serialized due to (.*?)(?: in (?:the )?function.*)?$"
 _AMD = {"mfma": r"\bv_mfma", "atomics": r"_atomic_"}
 
 
@@ -79,9 +80,7 @@ def ptxas_resources(log: str) -> Resources:
         _number(r"(\d+) bytes stack frame", log, "stack"),
         _number(r"(\d+) bytes spill stores", log, "spill stores"),
         _number(r"(\d+) bytes spill loads", log, "spill loads"),
-        "; ".join(
-            dict.fromkeys(re.findall(r"wgmma\.mma_async instructions are serialized due to (.*?)(?: in (?:the )?function.*)?$", log, re.M))
-        ),
+        "; ".join(dict.fromkeys(re.findall(_SERIALISED, log, re.MULTILINE))),
     )
 
 

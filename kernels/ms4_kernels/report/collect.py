@@ -36,7 +36,7 @@ def all_specimens() -> Sequence[Specimen]:
             raise ValueError(f"{module} lists no specimen")
         for specimen in listed:
             key = _form(specimen)
-            earlier = found.get(key, specimen)
+            earlier: Specimen = found.get(key) or specimen
             found[key] = dataclasses.replace(
                 earlier,
                 rows_per_expert=min(earlier.rows_per_expert, specimen.rows_per_expert),
@@ -47,6 +47,7 @@ def all_specimens() -> Sequence[Specimen]:
 
 def _form(specimen: Specimen) -> str:
     """All that decides what a specimen compiles to, and what it claims."""
-    plain = dataclasses.replace(specimen, kernel=None, rows_per_expert=0, representative=False)
-    parts = {**vars(plain), "arguments": sorted(plain.arguments.items()), "constants": sorted(plain.constants.items(), key=lambda x: x[0])}
-    return repr((id(specimen.kernel), sorted(parts.items())))
+    parts = {**vars(specimen), "kernel": id(specimen.kernel), "rows_per_expert": 0, "representative": False}
+    for name in ("arguments", "constants", "options"):
+        parts[name] = sorted(parts[name].items(), key=lambda item: item[0])
+    return repr(sorted(parts.items()))

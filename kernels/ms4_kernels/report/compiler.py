@@ -35,8 +35,8 @@ __all__ = ["GATED", "TARGETS", "Compiled", "compile_all", "compile_specimen"]
 TARGETS = {"sm_90": GPUTarget("cuda", 90, 32), "sm_100": GPUTarget("cuda", 100, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
 GATED = ("sm_90", "sm_100")
 """Targets whose figures are held to; the others are told."""
-_AMD_STAGES = 2
-"""The depth of pipeline that AMD's shared memory of 64 KiB has room for; the launcher does the same."""
+_AMD_SHARED = 64 * 1024
+"""Bytes of shared memory that a program can have on gfx942."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Compiled:
         shared: bytes of a program.
         tensor_columns: columns of tensor memory of a program.
         threads: of a program.
-        programs: that fit a multiprocessor at once; -1 where it is not known.
+        programs: that fit a multiprocessor at once; 0 if it cannot be launched, -1 where their number is not known.
         counts: instructions in the text by kind.
         cpu_seconds: that the compilation took here, ptxas left out. No time of a kernel.
     """
@@ -123,8 +123,7 @@ def compile_specimen(specimen: Specimen, target: str, *, sass: bool = False) -> 
         "target": target,
     }
     is_amd = TARGETS[target].backend == "hip"
-    stages = min(specimen.num_stages, _AMD_STAGES) if is_amd else specimen.num_stages
-    options = {**specimen.options, "num_warps": specimen.num_warps, "num_stages": stages}
+    options = {**specimen.options, "num_warps": specimen.num_warps, "num_stages": specimen.num_stages}
     log = io.StringIO()
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder, knobs.cache.scope(), knobs.nvidia.scope(), contextlib.redirect_stdout(log):
@@ -139,18 +138,20 @@ def compile_specimen(specimen: Specimen, target: str, *, sass: bool = False) -> 
     return Compiled(**told, **found, cpu_seconds=seconds)
 
 
-def compile_all(targets: Sequence[str], *, processes: int = 1, sass: bool = True) -> list[Compiled]:
-    """Compile every shipped specimen for every target, in the order of the specimens.
+def compile_all(targets: Sequence[str], *, processes: int = 1, sass: bool = True, representative: bool = False) -> list[Compiled]:
+    """Compile the shipped specimens for every target, in the order of the specimens.
 
     Args:
         targets: keys of ``TARGETS``.
         processes: started anew, so that a compiler that crashes takes a process with it and not the report's.
         sass: as for ``compile_specimen``.
+        representative: only those that are.
 
     Raises:
         concurrent.futures.process.BrokenProcessPool: a compiler crashed.
     """
-    jobs = [(number, target, sass) for number in range(len(all_specimens())) for target in targets]
+    chosen = [number for number, specimen in enumerate(all_specimens()) if specimen.representative or not representative]
+    jobs = [(number, target, sass) for number in chosen for target in targets]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         return list(pool.map(_compile_number, jobs))
 
@@ -209,6 +210,7 @@ def _amd(kernel: Any) -> dict[str, Any]:
         **vars(amd_resources(assembly)),
         "shared": kernel.metadata.shared,
         "threads": kernel.metadata.num_warps * TARGETS["gfx942"].warp_size,
+        "programs": -1 if kernel.metadata.shared <= _AMD_SHARED else 0,
         "counts": amd_counts(assembly),
     }
 

@@ -60,8 +60,8 @@ def large_tiles(found: Sequence[Compiled], names: Sequence[str], *, rows_per_exp
 
     Args:
         found: compiled forms.
-        names: kernels that are held to it, the first words of their forms' names: those whose products carry the work, not the low-rank ones.
-            One without any form is a violation.
+        names: kernels that are held to it, those whose products carry the work; the names of their forms begin so. One without any form is
+            a violation.
         rows_per_expert: at which it must be at hand.
         least: rows, and columns, of the tile.
     """

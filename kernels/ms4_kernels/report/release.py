@@ -7,7 +7,7 @@ Letters: T tokens, K experts of a token, R = T*K rows, E experts, d hidden, n ex
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ from ms4_kernels.moe.triton.tiles import Tile, dh_tile, grouped_tile, low_rank_t
 from ms4_kernels.report import traffic
 from ms4_kernels.report.waste import Chooser
 
-__all__ = ["GEMMS", "RANK", "TOKENS", "TrafficRow", "choosers", "traffic_rows"]
+__all__ = ["GEMMS", "RANK", "TOKENS", "TrafficRow", "choosers", "moved_and_minimum", "traffic_rows"]
 
 TOKENS = (512, 2048, 8192, 32768)
 RANK = 16
@@ -75,6 +75,17 @@ def traffic_rows() -> list[TrafficRow]:
             for part in parts:
                 rows += [_row(sizes, weights, part, number) for number in range(len(part(sizes)))]
     return rows
+
+
+def moved_and_minimum(rows: Iterable[TrafficRow]) -> tuple[dict[str, float], dict[str, float]]:
+    """Bytes moved and bytes that must move, by size and operation, for the gate. The sum of dS over tiles counts with ``dh``."""
+    moved: dict[str, float] = {}
+    minimum: dict[str, float] = {}
+    for row in rows:
+        name = f"{row.operation if row.operation != 'ds' else 'dh'}, {row.tokens} tokens, {row.weights}"
+        moved[name] = moved.get(name, 0) + row.moved
+        minimum[name] = minimum.get(name, 0) + row.minimum
+    return moved, minimum
 
 
 def _backward_with_a(sizes: traffic.Sizes) -> list[traffic.Operation]:

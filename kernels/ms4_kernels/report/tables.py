@@ -134,7 +134,9 @@ def _compiled(found: Sequence[Compiled]) -> _Grid:
         figures += [count.get(name, "-") for name in ("wgmma", "tcgen05", "mma_sync", "mfma", "cp_async")]
         figures += ["/".join(count.get(name, "-") for name in pair) for pair in (("tma_load", "tma_store"),)]
         figures += [count.get("setmaxnreg", "-"), f"{count.get('local_stores', '-')}/{count.get('local_loads', '-')}"]
-        rows.append([*head, *figures, f"ptxas serialised wgmma: {row.serialised}" if row.serialised else ""])
+        remarks = [f"ptxas serialised wgmma: {row.serialised}"] if row.serialised else []
+        remarks += ["cannot be launched"] if row.programs == 0 else []
+        rows.append([*head, *figures, "; ".join(remarks)])
     return _Grid("Kernels", columns, rows)
 
 

@@ -34,8 +34,8 @@ def route(
         backend: ``auto`` takes the fastest that serves the device.
 
     Returns:
-        (weights_tk, expert_ids_tk): fp32 (fp64 for fp64 logits) [T, K], differentiable once in the logits, and int64 [T, K], likeliest first,
-        equally likely ones by their ids.
+        (weights_tk, expert_ids_tk): fp32 (fp64 for fp64 logits) [T, K], differentiable once in the logits, and int64 [T, K], likeliest
+        first, equally likely ones by their ids.
 
     Raises:
         ValueError: ``top_k`` lies outside ``1 .. E``, logits that are no matrix, or a backend that is unknown or cannot run here.

@@ -8,6 +8,8 @@ Imported by the interface only where Triton runs. Exercise it: ``pytest tests/ke
 Shape suffixes: t tokens of a block, e experts and padding up to a power of two, k chosen experts and padding.
 """
 
+# ruff: noqa: ANN001, ANN201, ANN202 - what a kernel is given has types of Triton's own
+
 from __future__ import annotations
 
 from typing import Any
@@ -54,9 +56,8 @@ def choose_kernel(
     slot_k = tl.arange(0, BLOCK_K)
     is_expert_te = (expert_e < NUM_EXPERTS)[None, :]
     is_token_t = token_t < num_tokens
-    logits_te = tl.load(
-        logits + token_t[:, None] * NUM_EXPERTS + expert_e[None, :], mask=is_token_t[:, None] & is_expert_te, other=0.0
-    ).to(tl.float32)
+    place_te = token_t[:, None] * NUM_EXPERTS + expert_e[None, :]
+    logits_te = tl.load(logits + place_te, mask=is_token_t[:, None] & is_expert_te, other=0.0).to(tl.float32)
 
     # Below every logit lie padding and the chosen ones, so that -inf is raised, and NaN, which compares with nothing, becomes +inf.
     left_te = tl.where(logits_te != logits_te, float("inf"), tl.maximum(logits_te, _LOWEST))
@@ -124,9 +125,9 @@ def gradient_kernel(
     tl.store(dlogits + place_te, dlogits_te.to(dlogits.dtype.element_ty), mask=is_logit_te)
 
 
-def constants(num_experts: int, top_k: int, renormalize: bool) -> dict[str, int | bool]:
+def constants(num_experts: int, top_k: int, renormalize: bool) -> dict[str, Any]:
     """The ``tl.constexpr`` arguments of both kernels."""
-    block_e = triton.next_power_of_2(num_experts)
+    block_e = int(triton.next_power_of_2(num_experts))
     return {
         "NUM_EXPERTS": num_experts,
         "TOP_K": top_k,
@@ -153,9 +154,10 @@ class _Route(torch.autograd.Function):
         ids_tk = torch.empty(num_tokens, top_k, dtype=torch.int64, device=logits_te.device)
         options = constants(num_experts, top_k, renormalize)
         if num_tokens:
-            grid = (triton.cdiv(num_tokens, options["BLOCK_T"]),)
+            grid = (-(-num_tokens // options["BLOCK_T"]),)
+            launch: dict[str, Any] = {**options, "num_warps": NUM_WARPS}
             with torch.cuda.device_of(logits_te):
-                choose_kernel[grid](logits_te, weights_tk, ids_tk, num_tokens, scale, **options, num_warps=NUM_WARPS)
+                choose_kernel[grid](logits_te, weights_tk, ids_tk, num_tokens, scale, **launch)
         ctx.mark_non_differentiable(ids_tk)
         ctx.save_for_backward(weights_tk, ids_tk, None if renormalize else logits_te)
         ctx.scale, ctx.options, ctx.dtype = scale, options, logits_te.dtype
@@ -169,10 +171,10 @@ class _Route(torch.autograd.Function):
         dlogits_te = torch.empty(num_tokens, ctx.options["NUM_EXPERTS"], dtype=ctx.dtype, device=weights_tk.device)
         if num_tokens:
             inverse_scale = 1 / ctx.scale if ctx.scale else 0.0
-            grid = (triton.cdiv(num_tokens, ctx.options["BLOCK_T"]),)
+            grid = (-(-num_tokens // ctx.options["BLOCK_T"]),)
+            launch: dict[str, Any] = {**ctx.options, "num_warps": NUM_WARPS}
             with torch.cuda.device_of(weights_tk):
                 gradient_kernel[grid](
-                    logits_te, weights_tk, ids_tk, grad_outputs[0].contiguous(), dlogits_te, num_tokens, inverse_scale,
-                    **ctx.options, num_warps=NUM_WARPS,
+                    logits_te, weights_tk, ids_tk, grad_outputs[0].contiguous(), dlogits_te, num_tokens, inverse_scale, **launch
                 )  # fmt: skip
         return dlogits_te, None, None, None

@@ -4,10 +4,15 @@ A pair's row is the first row of its segment, plus the pairs of that segment in 
 segment after the last one takes the pairs whose expert or adapter is out of range, so that every pair has a row and every row a pair.
 Imported by ``sorting`` only where Triton runs. Exercise it: ``pytest tests/kernels/ms4_kernels/routing/test_sort_triton.py``.
 
-Shape suffixes: t tokens, k experts per token, e experts, s segments and the one for pairs out of range, b blocks, r rows or pairs of a block.
+Shape suffixes: t tokens, k experts per token, e experts, s segments and the one for pairs out of range, b blocks, r rows or pairs of
+a block.
 """
 
+# ruff: noqa: ANN001, ANN201, ANN202 - what a kernel is given has types of Triton's own
+
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -106,16 +111,18 @@ def sort_triton(expert_ids_tk: Tensor, num_experts: int, adapter_t: Tensor | Non
     if num_pairs:
         ids_tk = expert_ids_tk.contiguous()
         adapter_t = None if adapter_t is None else adapter_t.contiguous()
-        num_blocks, num_segments = triton.cdiv(num_pairs, BLOCK_R), segments + 1
+        num_blocks, num_segments = -(-num_pairs // BLOCK_R), segments + 1
         counts_bs = torch.empty(num_blocks, num_segments, dtype=torch.int32, device=device)
         totals_s = torch.empty(num_segments, dtype=torch.int32, device=device)
         sizes = (num_pairs, num_experts, num_adapters, num_segments)
-        options = {"TOP_K": ids_tk.shape[1], "HAS_ADAPTERS": adapter_t is not None, "BLOCK_R": BLOCK_R, "num_warps": NUM_WARPS}
+        options: dict[str, Any] = {"TOP_K": ids_tk.shape[1], "HAS_ADAPTERS": adapter_t is not None, "BLOCK_R": BLOCK_R}
+        options["num_warps"] = NUM_WARPS
+        scan_options: dict[str, Any] = {"SCAN_BLOCKS": SCAN_BLOCKS, "SCAN_SEGMENTS": SCAN_SEGMENTS, "num_warps": NUM_WARPS}
+        count_options: dict[str, Any] = {**options, "BLOCK_S": BLOCK_S}
+        segment_chunks = -(-num_segments // BLOCK_S)
         with torch.cuda.device_of(ids_tk):
-            count_kernel[num_blocks, triton.cdiv(num_segments, BLOCK_S)](ids_tk, adapter_t, counts_bs, *sizes, **options, BLOCK_S=BLOCK_S)
-            scan_kernel[triton.cdiv(num_segments, SCAN_SEGMENTS),](
-                counts_bs, totals_s, num_blocks, num_segments, SCAN_BLOCKS=SCAN_BLOCKS, SCAN_SEGMENTS=SCAN_SEGMENTS, num_warps=NUM_WARPS
-            )
+            count_kernel[num_blocks, segment_chunks](ids_tk, adapter_t, counts_bs, *sizes, **count_options)
+            scan_kernel[-(-num_segments // SCAN_SEGMENTS),](counts_bs, totals_s, num_blocks, num_segments, **scan_options)
             all_ends_s = totals_s.cumsum(0, dtype=torch.int32)
             place_kernel[num_blocks,](ids_tk, adapter_t, counts_bs, totals_s, all_ends_s, pairs_r, rows_tk, *sizes, **options)
         ends_s = all_ends_s[:-1]

@@ -29,8 +29,8 @@ class ExpertOrder:
         pair_r: int64, the pair ``t * K + k`` that each sorted row belongs to; rows of one segment keep the tokens' order.
         row_tk: int64, the inverse: the sorted row of each pair.
         ends_e: int32, one past the last row of each expert (running sum of the counts).
-        segment_ends_s: int32 [E * (L + 1)], one past the last row of segment ``expert * (L + 1) + adapter + 1``, where the rows were sorted by
-            adapter too (L adapters; the first segment of an expert are its rows without one); else None.
+        segment_ends_s: int32 [E * (L + 1)], one past the last row of segment ``expert * (L + 1) + adapter + 1``, where the rows were sorted
+            by adapter too (L adapters; the first segment of an expert are its rows without one); else None.
     """
 
     pair_r: Tensor

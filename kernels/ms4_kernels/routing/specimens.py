@@ -11,6 +11,7 @@ from ms4_kernels.routing import router_triton, sort_triton, tile_triton
 from ms4_kernels.specimen import Specimen
 
 _EXPERTS, _TOP_K, _ADAPTERS = 128, 4, 8
+_NUM_WARPS = router_triton.NUM_WARPS  # as in the other two
 
 
 def specimens() -> list[Specimen]:
@@ -19,9 +20,7 @@ def specimens() -> list[Specimen]:
 
 
 def _specimen(name: str, kernel: Any, arguments: dict[str, str], constants: dict[str, Any], representative: bool) -> Specimen:
-    return Specimen(
-        "routing", name, kernel, arguments, constants, num_warps=4, num_stages=3, is_gemm=False, representative=representative
-    )  # fmt: skip
+    return Specimen("routing", name, kernel, arguments, constants, _NUM_WARPS, 3, is_gemm=False, representative=representative)
 
 
 def _router() -> list[Specimen]:
@@ -48,9 +47,11 @@ def _sort() -> list[Specimen]:
         label = f" with {adapters} adapters" if adapters else ""
         pointers = {"ids": "*i64:16"} | ({"adapters": "*i64:16"} if adapters else {})
         sizes = {"num_pairs": "i32:16", "num_experts": "i32:16", "num_adapters": "i32", "num_segments": "i32"}
-        constants = {"TOP_K": _TOP_K, "HAS_ADAPTERS": bool(adapters), "BLOCK_R": sort_triton.BLOCK_R} | ({} if adapters else {"adapters": None})
-        count = pointers | sizes | {"counts": "*i32:16"}
-        found.append(_specimen(f"count{label}", sort_triton.count_kernel, count, constants | {"BLOCK_S": sort_triton.BLOCK_S}, not adapters))
+        constants: dict[str, Any] = {"TOP_K": _TOP_K, "HAS_ADAPTERS": bool(adapters), "BLOCK_R": sort_triton.BLOCK_R}
+        if not adapters:
+            constants["adapters"] = None
+        count, count_constants = pointers | sizes | {"counts": "*i32:16"}, constants | {"BLOCK_S": sort_triton.BLOCK_S}
+        found.append(_specimen(f"count{label}", sort_triton.count_kernel, count, count_constants, not adapters))
         place = pointers | sizes | {"before": "*i32:16", "totals": "*i32:16", "ends": "*i32:16", "pairs": "*i64:16", "rows": "*i64:16"}
         found.append(_specimen(f"place{label}", sort_triton.place_kernel, place, constants, not adapters))
     scan = {"counts": "*i32:16", "totals": "*i32:16", "num_blocks": "i32", "num_segments": "i32"}
@@ -59,8 +60,8 @@ def _sort() -> list[Specimen]:
 
 
 def _tiles() -> list[Specimen]:
-    arguments = {name: "*i32:16" for name in ("ends", "experts")} | {name: "*i32" for name in ("starts", "stops")}
-    arguments |= {"num_experts": "i32:16", "num_tiles": "i32", "block_rows": "i32:16"}
+    arguments = {"ends": "*i32:16", "experts": "*i32:16", "starts": "*i32", "stops": "*i32", "num_experts": "i32:16"}
+    arguments |= {"num_tiles": "i32", "block_rows": "i32:16"}
     return [
         _specimen(f"tiles of {count} segments", tile_triton.tiles_kernel, arguments, tile_triton.constants(count), count == _EXPERTS)
         for count in (_EXPERTS, _EXPERTS * (_ADAPTERS + 1))

@@ -33,7 +33,7 @@ class TileList(NamedTuple):
 def num_tiles(num_experts: int, num_rows: int, block_rows: int) -> int:
     """The length of a tile list: an upper bound on the tiles of any routing, known without looking at it.
 
-    Each expert with rows has at most one tile that is not full; there are at most min(E, R) such experts, and at most R // block full tiles.
+    Each expert with rows has at most one tile that is not full; at most min(E, R) experts have rows, and at most R // block tiles are full.
     """
     return num_rows // block_rows + min(num_experts, num_rows)
 

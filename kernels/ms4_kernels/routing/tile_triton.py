@@ -6,7 +6,11 @@ Imported by ``tile_list`` only where Triton runs. Exercise it: ``pytest tests/ke
 Shape suffixes: e experts (or segments) and padding up to a power of two, m tiles of a program.
 """
 
+# ruff: noqa: ANN001, ANN201 - what a kernel is given has types of Triton's own
+
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -42,9 +46,9 @@ def tiles_kernel(
     tl.store(stops + tile_m, tl.where(is_tile_m, stop_m, 0), mask=is_entry_m)
 
 
-def constants(num_experts: int) -> dict[str, int]:
+def constants(num_experts: int) -> dict[str, Any]:
     """The ``tl.constexpr`` arguments: experts padded, and as many tiles as fit the registers beside them."""
-    block_e = triton.next_power_of_2(num_experts)
+    block_e = int(triton.next_power_of_2(num_experts))
     return {"BLOCK_E": block_e, "BLOCK_M": min(64, max(1, _BLOCK_ELEMENTS // block_e))}
 
 
@@ -52,9 +56,8 @@ def tile_list_triton(ends_e: Tensor, length: int, block_rows: int) -> tuple[Tens
     """Return expert, first row and end of ``length`` tiles, int32; arguments as for :func:`ms4_kernels.routing.tile_list`."""
     expert_m, start_m, stop_m = torch.empty(3, length, dtype=torch.int32, device=ends_e.device).unbind()
     options = constants(ends_e.numel())
-    grid = (triton.cdiv(length, options["BLOCK_M"]),)
+    grid = (-(-length // options["BLOCK_M"]),)
+    launch: dict[str, Any] = {**options, "num_warps": NUM_WARPS}
     with torch.cuda.device_of(ends_e):
-        tiles_kernel[grid](
-            ends_e.contiguous(), expert_m, start_m, stop_m, ends_e.numel(), length, block_rows, **options, num_warps=NUM_WARPS
-        )
+        tiles_kernel[grid](ends_e.contiguous(), expert_m, start_m, stop_m, ends_e.numel(), length, block_rows, **launch)
     return expert_m, start_m, stop_m

@@ -83,6 +83,7 @@ def plain(folder):
     ("name", "changes", "tolerance"),
     [
         ("checkpointing", {"gradient_checkpointing": True}, 0.0),  # the same arithmetic again
+        ("experts again", {"recompute_experts": True}, 0.0),
         ("chunks", {"loss_chunk_tokens": 7}, 1e-5),  # another order of sums
         ("bf16", None, 2e-2),  # 8 bits of mantissa through two layers
     ],

@@ -6,6 +6,8 @@ Exercise it: ``pytest tests/kernels/ms4_kernels/moe/triton/test_combine.py``.
 Shape suffixes: t tokens, k experts per token, d hidden.
 """
 
+# ruff: noqa: ANN001, ANN201 - what a kernel is given has types of Triton's own
+
 from __future__ import annotations
 
 import triton

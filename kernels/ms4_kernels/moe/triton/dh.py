@@ -1,12 +1,14 @@
 """The heavy kernel of the backward pass: from the output's gradient to that of the pre-activation, and to the routing weights'.
 
 ``da' = do W (+ low A)`` is the gradient of the activation before the routing weight w. The epilogue reads H, makes the activation again,
-and writes ``dh = swiglu'(h) * w da'``, ``a' = w a`` for weight gradients, and the row's part of ``ds = <da', a>`` of these columns; the parts
-are added up afterwards in fixed order. It walks over the columns in parts: at full width its operands spill kilobytes of registers.
+and writes ``dh = swiglu'(h) * w da'``, ``a' = w a`` for weight gradients, and the row's part of ``ds = <da', a>`` of these columns; those
+parts are added up afterwards in fixed order. It walks over the columns in pieces: at full width its operands spill kilobytes of registers.
 Exercise it: ``pytest tests/kernels/ms4_kernels/moe/triton/test_dh.py``.
 
-Shape suffixes as in ``loads.py``; c columns of one part.
+Shape suffixes as in ``loads.py``; c columns of one piece.
 """
+
+# ruff: noqa: ANN001, ANN201, ANN202 - what a kernel is given has types of Triton's own
 
 from __future__ import annotations
 
@@ -73,8 +75,9 @@ def dh_kernel(
     row_m = start + tl.arange(0, BLOCK_M)
     token_m = source_rows(row_m, stop, pair_ptr, TOP_K)
     dout_ptr_mk = dout_ptr + token_m[:, None] * K + tl.arange(0, BLOCK_K)[None, :]
-    weight_ptr += expert * weight_stride_e
-    if KIND != "dense":
+    if KIND != "described":
+        weight_ptr += expert * weight_stride_e
+    if KIND == "fp8" or KIND == "nvfp4":
         scale_ptr += expert * GROUPS
     if KIND == "nvfp4":
         block_scale_ptr += expert * block_scale_stride_e
@@ -86,7 +89,7 @@ def dh_kernel(
     for k_start in range(0, K, BLOCK_K):
         dout_mk = load_rows(dout_ptr_mk, k_start, K, EVEN_K, BLOCK_K)
         weight_oi = load_weight_tile(
-            weight_ptr, block_scale_ptr, scale_ptr, k_start, n_start, K, N,
+            weight_ptr, block_scale_ptr, scale_ptr, expert, k_start, n_start, K, N,
             DTYPE, KIND, GROUPS, ONE_GROUP, NATIVE, EVEN_K, EVEN_N, BLOCK_K, BLOCK_N,
         )  # fmt: skip
         dact = multiply(dout_mk, weight_oi, dact, False, SWAP, PRECISION)

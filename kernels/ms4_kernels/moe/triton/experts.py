@@ -1,12 +1,13 @@
 """The experts operation on a GPU: the decomposition of ``moe/cpu.py`` in kernels that gather, multiply and finish in one pass each.
 
-Saved for the backward are the layer's input X [T, d] and the pre-activation H [T*K, 2n], with ``recompute`` only X. Rows return to tokens by
-gathering and summing in slot order; nothing is added atomically, and two runs agree to the bit. LoRA goes through products of its rank:
+Saved for the backward are the layer's input X [T, d] and the pre-activation H [T*K, 2n], with ``recompute`` only X. Rows return to tokens
+by gathering and summing in slot order; nothing is added atomically, and two runs agree to the bit. LoRA goes through products of its rank:
 ``x A^T`` and ``dy B`` are made once, [R, p], and their tails added in the epilogues; ``B A`` is never formed. What is not asked for is not
 computed: a frozen stack launches no gradient kernel.
 Exercise it: ``pytest tests/kernels/ms4_kernels/moe/triton/test_experts.py``.
 
-Shape suffixes: t tokens, k experts per token, e experts, r = t*k rows sorted by expert, d hidden, n expert intermediate, i = 2n, p LoRA rank.
+Shape suffixes: t tokens, k experts per token, e experts, r = t*k rows sorted by expert, d hidden, n expert intermediate, i = 2n, p LoRA
+rank; in the gradients of a projection o features out, i features in.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ from ms4_kernels.moe.lora import ExpertLora
 from ms4_kernels.moe.triton import launch
 from ms4_kernels.moe.triton.operands import Factor, Rows, Stack
 from ms4_kernels.quantised import QuantisedWeight
-from ms4_kernels.routing.sorting import ExpertOrder, sort_by_expert
+from ms4_kernels.routing import ExpertOrder, sort_by_expert
 
 __all__ = ["experts_triton"]
 
@@ -68,7 +70,9 @@ def experts_triton(
     differentiable = [hidden_td, weights_tk, *(parameter for parameter in parameters if isinstance(parameter, Tensor))]
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
     settings = _Settings(lora.gate_up_scale, lora.down_scale, num_adapters + 1, keep, recompute)
-    return _Experts.apply(hidden_td, weights_tk, order, settings, *parameters)  # type: ignore[return-value]
+    # Triton launches on the current device, whatever device the tensors are on; autograd takes care of the backward itself.
+    with torch.cuda.device(hidden_td.device) if hidden_td.device.type == "cuda" else nullcontext():
+        return _Experts.apply(hidden_td, weights_tk, order, settings, *parameters)  # type: ignore[return-value]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,8 @@ Exercise it: ``pytest tests/kernels/ms4_kernels/moe/triton/test_gram.py``.
 Shape suffixes: r rows that are loaded at a time, o columns of the left side, i columns of the right side.
 """
 
+# ruff: noqa: ANN001, ANN201, E741 - what a kernel is given has types of Triton's own
+
 from __future__ import annotations
 
 import triton
@@ -36,7 +38,7 @@ def gram_kernel(
 ):
     """Write one tile of ``out[e] = left_e^T right_e``, stored [O, I], or [I, O] if TRANSPOSED.
 
-    left [R, O] or [T, O] gathered by token if LEFT_TOP_K is not 0, right [R, I] likewise, ends int32: one past the last row of each segment.
+    left [R, O] or [T, O] gathered by token if LEFT_TOP_K is not 0, right [R, I] likewise, ends int32: one past each segment's last row.
     SLOTS as in ``up.py``: out is then [L, E, ...], and segments without an adapter are passed over.
     """
     tiles_i = tl.cdiv(I, BLOCK_I)

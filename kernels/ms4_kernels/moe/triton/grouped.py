@@ -5,6 +5,8 @@ Exercise it: ``pytest tests/kernels/ms4_kernels/moe/triton/test_grouped.py``.
 Shape suffixes as in ``loads.py``.
 """
 
+# ruff: noqa: ANN001, ANN201 - what a kernel is given has types of Triton's own
+
 from __future__ import annotations
 
 import triton
@@ -60,7 +62,8 @@ def grouped_kernel(
     [(L,) E, RANK, N] likewise. IS_FACTOR: the weight is itself a LoRA factor, with an axis of adapters if SLOTS > 1 (see ``up.py``); rows
     without an adapter are then left unwritten. The multiplier, LoRA's scale, counts only there.
     """
-    segment, start, stop, tile_n = locate_tile(segment_ptr, start_ptr, stop_ptr, num_m, tl.cdiv(N, BLOCK_N), GROUP_M)
+    num_n = tl.cdiv(N, BLOCK_N)
+    segment, start, stop, tile_n = locate_tile(segment_ptr, start_ptr, stop_ptr, num_m, num_n, GROUP_M)
     if start >= stop:
         return
     expert = (segment // SLOTS).to(tl.int64)
@@ -73,8 +76,9 @@ def grouped_kernel(
     row_m = start + tl.arange(0, BLOCK_M)
     source_m = source_rows(row_m, stop, pair_ptr, TOP_K)
     rows_ptr_mk = rows_ptr + source_m[:, None] * K + tl.arange(0, BLOCK_K)[None, :]
-    weight_ptr += expert * weight_stride_e
-    if KIND != "dense":
+    if KIND != "described":
+        weight_ptr += expert * weight_stride_e
+    if KIND == "fp8" or KIND == "nvfp4":
         scale_ptr += expert * GROUPS
     if KIND == "nvfp4":
         block_scale_ptr += expert * block_scale_stride_e
@@ -87,12 +91,12 @@ def grouped_kernel(
         row_mk = load_rows(rows_ptr_mk, k_start, K, EVEN_K, BLOCK_K)
         if K_INNER:
             weight_oi = load_weight_tile(
-                weight_ptr, block_scale_ptr, scale_ptr, n_start, k_start, N, K,
+                weight_ptr, block_scale_ptr, scale_ptr, expert, n_start, k_start, N, K,
                 DTYPE, KIND, GROUPS, ONE_GROUP, NATIVE, EVEN_N, EVEN_K, BLOCK_N, BLOCK_K,
             )  # fmt: skip
         else:
             weight_oi = load_weight_tile(
-                weight_ptr, block_scale_ptr, scale_ptr, k_start, n_start, K, N,
+                weight_ptr, block_scale_ptr, scale_ptr, expert, k_start, n_start, K, N,
                 DTYPE, KIND, GROUPS, ONE_GROUP, NATIVE, EVEN_K, EVEN_N, BLOCK_K, BLOCK_N,
             )  # fmt: skip
         acc = multiply(row_mk, weight_oi, acc, K_INNER, SWAP, PRECISION)

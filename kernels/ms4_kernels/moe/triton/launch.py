@@ -12,21 +12,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from ms4_kernels.moe.triton.combine import combine_kernel
 from ms4_kernels.moe.triton.dh import dh_kernel
 from ms4_kernels.moe.triton.gram import gram_kernel
 from ms4_kernels.moe.triton.grouped import grouped_kernel
-from ms4_kernels.moe.triton.operands import Factor, Rows, Stack, precision
-from ms4_kernels.moe.triton.tiles import Tile, dh_tile, gram_tile, grouped_tile, low_rank_tile, padded_rank, up_tile
+from ms4_kernels.moe.triton.operands import Factor, Rows, Stack, precision, stack_constants
+from ms4_kernels.moe.triton.tiles import Tile, dh_tile, gram_tile, grouped_tile, low_rank_tile, padded_rank, stages_that_fit, up_tile
 from ms4_kernels.moe.triton.up import up_kernel
 
 __all__ = ["combine", "combine_constants", "dh", "gram", "gram_constants", "grouped", "low_rank", "product_constants", "up"]
 
 _GROUP_M = 8
 _BLOCK_D = 1024
+_STAGES_ON_AMD = 2
+"""More loads in flight do not fit the 64 KiB that its compute units have for them."""
 
 
 def product_constants(tile: Tile, columns: int, inner: int, rank: int, slots: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def gram_constants(tile: Tile, outputs: int, inputs: int, slots: int, dtype: tor
 
 def combine_constants(hidden_size: int, top_k: int, weighted: bool) -> dict[str, Any]:
     """The constants of the combine kernel."""
-    block = min(_BLOCK_D, triton.next_power_of_2(hidden_size))
+    block = min(_BLOCK_D, 1 << (hidden_size - 1).bit_length())
     return {"TOP_K": top_k, "WEIGHTED": weighted, "EVEN_D": hidden_size % block == 0, "BLOCK_D": block}
 
 
@@ -81,7 +82,7 @@ def up(
     h_ri = hidden_td.new_empty(rows.count, 2 * width) if save_h else None
     act_rn = hidden_td.new_empty(rows.count, width) if save_act else None
     arguments = {"hidden_ptr": hidden_td, "h_ptr": h_ri, "act_ptr": act_rn, "N": width, "K": inner, "TOP_K": rows.top_k}
-    arguments |= {"SAVE_H": save_h, "SAVE_ACT": save_act, "SPLIT": tile.split} | stack_eid.pointers() | stack_eid.constants(tile.block_n)
+    arguments |= {"SAVE_H": save_h, "SAVE_ACT": save_act, "SPLIT": tile.split} | stack_eid.arguments(tile.block_n, tile.block_k)
     _launch(up_kernel, tile, rows, hidden_td.dtype, arguments, low_rp, factor)
     return h_ri, act_rn
 
@@ -94,8 +95,8 @@ def grouped(
     tile = grouped_tile(rows.per_expert, rows_rk.dtype, stack.kind)
     out_rn = rows_rk.new_empty(rows.count, columns)
     arguments = {"rows_ptr": rows_rk, "out_ptr": out_rn, "N": columns, "K": inner, "multiplier": 1.0, "weight_stride_l": 0, "TOP_K": 0}
-    arguments |= {"IS_FACTOR": False, "K_INNER": k_inner} | stack.pointers()
-    arguments |= stack.constants(tile.block_n if k_inner else tile.block_k)
+    arguments |= {"IS_FACTOR": False, "K_INNER": k_inner}
+    arguments |= stack.arguments(*((tile.block_n, tile.block_k) if k_inner else (tile.block_k, tile.block_n)))
     _launch(grouped_kernel, tile, rows, rows_rk.dtype, arguments, low_rp, factor)
     return out_rn
 
@@ -111,8 +112,8 @@ def low_rank(rows_xk: Tensor, factor: Factor, rows: Rows, scale: float, *, gathe
     out_rp = rows_xk.new_empty(rows.count, rank)
     arguments = {"rows_ptr": rows_xk, "out_ptr": out_rp, "N": rank, "K": inner, "multiplier": float(scale), "IS_FACTOR": True}
     arguments |= {"TOP_K": rows.top_k if gathered else 0, "K_INNER": k_inner, "weight_stride_l": factor.stride_l}
-    stack = Stack("dense", factor.values)
-    arguments |= stack.pointers() | {"weight_stride_e": factor.stride_e} | stack.constants(tile.block_n)
+    arguments |= {"weight_ptr": factor.values, "scale_ptr": None, "block_scale_ptr": None, "block_scale_stride_e": 0}
+    arguments |= {"weight_stride_e": factor.stride_e} | stack_constants("dense", 1, rank, tile.block_n, False)
     _launch(grouped_kernel, tile, rows, rows_xk.dtype, arguments)
     return out_rp
 
@@ -133,10 +134,10 @@ def dh(
     tile = dh_tile(rows.per_expert, dout_td.dtype, stack_edn.kind)
     dh_ri = torch.empty_like(h_ri)
     act_rn = h_ri.new_empty(rows.count, width) if save_act else None
-    dot_rx = h_ri.new_empty(rows.count, triton.cdiv(width, tile.block_n), dtype=torch.float32)
+    dot_rx = h_ri.new_empty(rows.count, _blocks(width, tile.block_n), dtype=torch.float32)
     arguments = {"dout_ptr": dout_td, "route_ptr": weights_tk, "h_ptr": h_ri, "dh_ptr": dh_ri, "act_ptr": act_rn, "dot_ptr": dot_rx}
     arguments |= {"N": width, "K": inner, "TOP_K": rows.top_k, "SAVE_ACT": save_act, "SPLIT": tile.split}
-    arguments |= stack_edn.pointers() | stack_edn.constants(tile.block_k)
+    arguments |= stack_edn.arguments(tile.block_k, tile.block_n)
     _launch(dh_kernel, tile, rows, dout_td.dtype, arguments, low_rp, factor)
     return dh_ri, act_rn, dot_rx.sum(dim=1)
 
@@ -153,20 +154,15 @@ def gram(left: Tensor, right: Tensor, rows: Rows, out: Tensor, *, gather_left: b
     if transposed:
         left, right, outputs, inputs, gather_left, gather_right = right, left, inputs, outputs, gather_right, gather_left
     tile = gram_tile(left.dtype, outputs, inputs)
-    programs = ends.numel() * triton.cdiv(outputs, tile.block_m) * triton.cdiv(inputs, tile.block_n)
+    programs = ends.numel() * _blocks(outputs, tile.block_m) * _blocks(inputs, tile.block_n)
     if programs == 0:
         return
-    gram_kernel[(programs,)](
-        left, right, rows.order.pair_r, ends, out, outputs, inputs,
-        out.stride(0) if out.ndim == 4 else 0,
-        out.stride(-3),
-        LEFT_TOP_K=rows.top_k if gather_left else 0,
-        RIGHT_TOP_K=rows.top_k if gather_right else 0,
-        TRANSPOSED=transposed,
-        **gram_constants(tile, outputs, inputs, slots, left.dtype),
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-    )  # fmt: skip
+    arguments = {"left_ptr": left, "right_ptr": right, "pair_ptr": rows.order.pair_r, "ends_ptr": ends, "out_ptr": out}
+    arguments |= {"O": outputs, "I": inputs, "out_stride_l": out.stride(0) if out.ndim == 4 else 0, "out_stride_e": out.stride(-3)}
+    arguments |= {"LEFT_TOP_K": rows.top_k if gather_left else 0, "RIGHT_TOP_K": rows.top_k if gather_right else 0}
+    arguments |= {"TRANSPOSED": transposed, "num_warps": tile.num_warps}
+    arguments |= {"num_stages": _stages(tile, tile.block_n, left.device, left.dtype)}
+    _run(gram_kernel, (programs,), arguments | gram_constants(tile, outputs, inputs, slots, left.dtype))
 
 
 def combine(rows_rd: Tensor, row_tk: Tensor, weights_tk: Tensor | None = None) -> Tensor:
@@ -175,8 +171,9 @@ def combine(rows_rd: Tensor, row_tk: Tensor, weights_tk: Tensor | None = None) -
     out_td = rows_rd.new_empty(tokens, hidden_size)
     constants = combine_constants(hidden_size, top_k, weights_tk is not None)
     if tokens:
-        grid = (tokens, triton.cdiv(hidden_size, constants["BLOCK_D"]))
-        combine_kernel[grid](rows_rd, row_tk, weights_tk, out_td, hidden_size, **constants, num_warps=4)
+        grid = (tokens, _blocks(hidden_size, constants["BLOCK_D"]))
+        arguments = {"rows_ptr": rows_rd, "row_ptr": row_tk, "weight_ptr": weights_tk, "out_ptr": out_td, "D": hidden_size}
+        _run(combine_kernel, grid, arguments | constants | {"num_warps": 4})
     return out_td
 
 
@@ -213,5 +210,23 @@ def _launch(
         "factor_stride_e": 0 if factor is None else factor.stride_e,
     }
     constants = product_constants(tile, columns, arguments["K"], rank, rows.slots, dtype)
-    grid = (num_m * triton.cdiv(columns, tile.block_n),)
-    kernel[grid](**arguments, **constants, num_warps=tile.num_warps, num_stages=tile.num_stages)
+    grid = (num_m * _blocks(columns, tile.block_n),)
+    stages = _stages(tile, tile.block_n * (2 if kernel is up_kernel else 1), rows.order.pair_r.device, dtype)
+    _run(kernel, grid, arguments | constants | {"num_warps": tile.num_warps, "num_stages": stages})
+
+
+def _run(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+    kernel[grid](**arguments)
+
+
+def _stages(tile: Tile, columns: int, device: torch.device, dtype: torch.dtype) -> int:
+    if device.type != "cuda":
+        return tile.num_stages
+    if torch.version.hip is not None:
+        return min(tile.num_stages, _STAGES_ON_AMD)
+    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return stages_that_fit(tile, columns, dtype.itemsize, shared)
+
+
+def _blocks(length: int, block: int) -> int:
+    return -(-length // block)

@@ -9,6 +9,8 @@ Shape suffixes in the kernels: m rows of a tile, n its output columns, k the ter
 LoRA rank.
 """
 
+# ruff: noqa: ANN001, ANN201, ANN202, E741 - what a kernel is given has types of Triton's own
+
 from __future__ import annotations
 
 import triton
@@ -16,7 +18,7 @@ import triton.language as tl
 
 
 @triton.jit
-def locate_tile(segment_ptr, start_ptr, stop_ptr, num_m, num_n, GROUP_M: tl.constexpr):
+def locate_tile(segment_ptr, start_ptr, stop_ptr, num_m, num_n, GROUP_M: tl.constexpr) -> tuple:
     """Return (segment, first row, one past the last row, column block) of this program.
 
     Blocks of rows lie in the order of the experts. Programs that run at a time take the same columns of GROUP_M neighbouring blocks, hence
@@ -91,6 +93,7 @@ def load_weight_tile(
     weight_ptr,
     block_scale_ptr,
     scale_ptr,
+    expert,
     o_start,
     i_start,
     O,
@@ -108,13 +111,16 @@ def load_weight_tile(
     """Return [BLOCK_O, BLOCK_I] of one expert's matrix [O, I] in DTYPE, zeros outside.
 
     The pointers are those of the expert: values or codes, E4M3 scales of 16 columns (``nvfp4``), fp32 scales of row groups (``fp8``, where
-    they multiply, and ``nvfp4``, where they divide). KIND is ``dense``, ``fp8`` or ``nvfp4``.
+    they multiply, and ``nvfp4``, where they divide). KIND is ``dense``, ``fp8``, ``nvfp4``, or ``described``: then ``weight_ptr`` is a
+    descriptor of a dense stack, of which the device copies tiles by itself, and ``expert`` counts, which nothing else needs.
     """
     if KIND == "nvfp4":
         tile_oi = _load_nvfp4(
             weight_ptr, block_scale_ptr, scale_ptr, o_start, i_start, O, I,
             DTYPE, GROUPS, ONE_GROUP, NATIVE, EVEN_O and EVEN_I, BLOCK_O, BLOCK_I,
         )  # fmt: skip
+    elif KIND == "described":
+        tile_oi = tl.reshape(weight_ptr.load([expert.to(tl.int32), o_start, i_start]), (BLOCK_O, BLOCK_I))
     else:
         tile_oi = _load_tile(weight_ptr, o_start, i_start, O, I, EVEN_O and EVEN_I, BLOCK_O, BLOCK_I)
     if KIND == "fp8":
@@ -204,11 +210,11 @@ def add_low_rank(
     DTYPE: tl.constexpr = low_ptr.dtype.element_ty
     if K_INNER:
         factor_oi = load_weight_tile(
-            factor_ptr, None, None, n_start, 0, N, RANK, DTYPE, "dense", 1, True, False, EVEN_N, EVEN_RANK, BLOCK_N, BLOCK_RANK
+            factor_ptr, None, None, 0, n_start, 0, N, RANK, DTYPE, "dense", 1, True, False, EVEN_N, EVEN_RANK, BLOCK_N, BLOCK_RANK
         )
     else:
         factor_oi = load_weight_tile(
-            factor_ptr, None, None, 0, n_start, RANK, N, DTYPE, "dense", 1, True, False, EVEN_RANK, EVEN_N, BLOCK_RANK, BLOCK_N
+            factor_ptr, None, None, 0, 0, n_start, RANK, N, DTYPE, "dense", 1, True, False, EVEN_RANK, EVEN_N, BLOCK_RANK, BLOCK_N
         )
     return multiply(low_mp, factor_oi, acc, K_INNER, SWAP, PRECISION)
 

@@ -12,14 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ms4_kernels.quantised import Fp8Weight, Nvfp4Weight, QuantisedWeight
-from ms4_kernels.routing.sorting import ExpertOrder
-from ms4_kernels.routing.tile_list import TileList, tile_list
+from ms4_kernels.routing import ExpertOrder, TileList, tile_list
 
 __all__ = ["Factor", "Rows", "Stack"]
 
+DESCRIBE_STACKS = True
+"""Whether dense stacks are handed over as tensor descriptors where the device copies tiles by itself (Hopper and later)."""
+
 _FIRST_WITH_E4M3 = (8, 9)  # compute capability; older NVIDIA devices and AMD's decode by integer arithmetic
+_FIRST_WITH_TILE_COPIES = (9, 0)
+_COPY_ALIGNMENT = 16  # bytes, of the first element and of every distance between rows and matrices
 
 
 @dataclass(frozen=True)
@@ -67,19 +72,18 @@ class Stack:
         """Groups of rows that have a scale each."""
         return 1 if self.scale is None else self.scale.shape[-1]
 
-    def pointers(self) -> dict[str, Any]:
-        """The arguments that say where the stack is."""
+    def arguments(self, block_o: int, block_i: int) -> dict[str, Any]:
+        """What a kernel is told of the stack, which it loads in tiles [block_o, block_i]."""
+        values, kind = self.values, self.kind
+        if kind == "dense" and copies_tiles(values.device) and _is_aligned(values):
+            values, kind = TensorDescriptor(values, list(values.shape), list(values.stride()), [1, block_o, block_i]), "described"
         return {
-            "weight_ptr": self.values,
+            "weight_ptr": values,
             "block_scale_ptr": self.block_scale,
             "scale_ptr": self.scale,
             "weight_stride_e": self.values.stride(0),
             "block_scale_stride_e": 0 if self.block_scale is None else self.block_scale.stride(0),
-        }
-
-    def constants(self, block_o: int) -> dict[str, Any]:
-        """The constants that say how to decode it, in tiles of ``block_o`` rows."""
-        return stack_constants(self.kind, self.groups, self.values.shape[1], block_o, has_e4m3(self.values.device))
+        } | stack_constants(kind, self.groups, self.values.shape[1], block_o, has_e4m3(self.values.device))
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,8 @@ class Rows:
 
 def stack_constants(kind: str, groups: int, rows: int, block_o: int, native: bool) -> dict[str, Any]:
     """The constants of :func:`loads.load_weight_tile` for matrices of so many rows."""
-    return {"KIND": kind, "GROUPS": groups, "ONE_GROUP": groups == 1 or rows // groups % block_o == 0, "NATIVE": native and kind != "dense"}
+    one_group = groups == 1 or rows // groups % block_o == 0
+    return {"KIND": kind, "GROUPS": groups, "ONE_GROUP": one_group, "NATIVE": native and kind in ("fp8", "nvfp4")}
 
 
 def has_e4m3(device: torch.device) -> bool:
@@ -151,6 +156,18 @@ def has_e4m3(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= _FIRST_WITH_E4M3
 
 
+def copies_tiles(device: torch.device) -> bool:
+    """Whether the device copies tiles of a described tensor by itself: fewer registers and instructions than a pointer for each element."""
+    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    return DESCRIBE_STACKS and is_nvidia and torch.cuda.get_device_capability(device) >= _FIRST_WITH_TILE_COPIES
+
+
+def _is_aligned(values: Tensor) -> bool:
+    """Whether a stack of half precision lies as descriptors demand; exact fp32 products take tiles too small to gain."""
+    distances = [values.data_ptr(), *(stride * values.element_size() for stride in values.stride()[:-1])]
+    return values.element_size() == 2 and values.numel() > 0 and all(distance % _COPY_ALIGNMENT == 0 for distance in distances)
+
+
 def precision(dtype: torch.dtype) -> str:
-    """How fp32 products are made: exactly, or in TF32 where ``torch.set_float32_matmul_precision`` allows it; nothing to choose otherwise."""
+    """How fp32 products are made: exactly, or in TF32 where ``torch.set_float32_matmul_precision`` allows it."""
     return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"

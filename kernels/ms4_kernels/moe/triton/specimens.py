@@ -1,7 +1,7 @@
 """The compiled forms in which the kernels are shipped: bf16 at the release's sizes, in every tile, with dense, FP8 and NVFP4 stacks.
 
-Constants come from the functions that the launcher uses. Exercise it: ``pytest tests/kernels/ms4_kernels/moe/triton/test_specimens.py``, and
-``make kernels-report``, which compiles them.
+Constants come from the functions that the launcher uses.
+Exercise it: ``pytest tests/kernels/ms4_kernels/moe/triton/test_specimens.py``, and ``make kernels-report``, which compiles them.
 
 Not covered: forms that differ in little (without saving H, other top-k or ranks, fp16), and fp32, which does without tensor cores.
 """
@@ -31,8 +31,9 @@ _BF16 = torch.bfloat16
 _BUCKETS = (1, 16, 48, 256, 1024)
 """Rows per expert at which another tile begins."""
 _RANKS = (16, 32, 128)
-_KINDS: Mapping[str, Mapping[str, str | None]] = {
+_KINDS: dict[str, dict[str, str | None]] = {
     "dense": {"weight_ptr": "*bf16:16", "scale_ptr": None, "block_scale_ptr": None},
+    "described": {"weight_ptr": "tensordesc", "scale_ptr": None, "block_scale_ptr": None},
     "fp8": {"weight_ptr": "*u8:16", "scale_ptr": "*fp32:16", "block_scale_ptr": None},
     "nvfp4": {"weight_ptr": "*u8:16", "scale_ptr": "*fp32:16", "block_scale_ptr": "*u8:16"},
 }
@@ -42,7 +43,7 @@ _LOW = {"low_ptr": "*bf16:16", "factor_ptr": "*bf16:16", "factor_stride_e": "i32
 
 
 def specimens() -> list[Specimen]:
-    """Every shipped form. Those of `make test` are the dense ones of each tile, with LoRA at the largest, and FP8 and NVFP4 at one."""
+    """Every shipped form. Those of `make test` are of 256 rows per expert: dense as Hopper gets it with LoRA, FP8 and NVFP4 without."""
     return [*_products(), *_low_rank(), *_grams(), _combine()]
 
 
@@ -50,31 +51,34 @@ def _products() -> Iterator[Specimen]:
     for kind in _KINDS:
         for rows in _BUCKETS:
             for rank in (0, *_RANKS):
-                if kind != "dense" and (rank not in (0, 16) or rows == _BUCKETS[-1]):
+                if kind in ("fp8", "nvfp4") and (rank not in (0, 16) or rows == _BUCKETS[-1]):
                     continue  # the tail comes after the loop, where the kind no longer matters; the widest tiles are for dense stacks
                 yield from _three_products(kind, rows, rank)
 
 
 def _three_products(kind: str, rows: int, rank: int) -> Iterator[Specimen]:
     suffix = f"{'' if kind == 'dense' else ' ' + kind}{f' r{rank}' if rank else ''}"
-    representative = rows == 256 and rank == (16 if kind == "dense" else 0)
+    representative = kind != "dense" and rows == 256 and rank == (16 if kind == "described" else 0)
     groups = 2 if kind == "fp8" else 1
-    up = tiles.up_tile(rows, _BF16, kind)
+    stacks = "dense" if kind == "described" else kind  # what tiles are chosen by
+    up = tiles.up_tile(rows, _BF16, stacks)
     yield _product(
         f"up{suffix}", up_kernel, up, rows, _WIDTH, _HIDDEN, rank,
         _KINDS[kind] | {"hidden_ptr": "*bf16:16", "h_ptr": "*bf16:16", "act_ptr": "*bf16:16"},
-        stack_constants(kind, groups, 2 * _WIDTH, up.block_n, True) | {"TOP_K": _TOP_K, "SAVE_H": True, "SAVE_ACT": True, "SPLIT": up.split},
+        stack_constants(kind, groups, 2 * _WIDTH, up.block_n, True)
+        | {"TOP_K": _TOP_K, "SAVE_H": True, "SAVE_ACT": True, "SPLIT": up.split},
         representative=representative, gemm_columns=2,
     )  # fmt: skip
-    dh = tiles.dh_tile(rows, _BF16, kind)
-    pointers = {f"{name}_ptr": "*bf16:16" for name in ("dout", "h", "dh", "act")}
-    yield _product(
-        f"dh{suffix}", dh_kernel, dh, rows, _WIDTH, _HIDDEN, rank,
-        _KINDS[kind] | pointers | {"route_ptr": "*fp32:16", "dot_ptr": "*fp32:16"},
-        stack_constants(kind, 1, _HIDDEN, dh.block_k, True) | {"TOP_K": _TOP_K, "SAVE_ACT": True, "SPLIT": dh.split},
-        representative=representative,
-    )  # fmt: skip
-    tile = tiles.grouped_tile(rows, _BF16, kind)
+    if rows < _BUCKETS[-1]:  # from where on it has no larger tile
+        dh = tiles.dh_tile(rows, _BF16, stacks)
+        pointers = {f"{name}_ptr": "*bf16:16" for name in ("dout", "h", "dh", "act")}
+        yield _product(
+            f"dh{suffix}", dh_kernel, dh, rows, _WIDTH, _HIDDEN, rank,
+            _KINDS[kind] | pointers | {"route_ptr": "*fp32:16", "dot_ptr": "*fp32:16"},
+            stack_constants(kind, 1, _HIDDEN, dh.block_k, True) | {"TOP_K": _TOP_K, "SAVE_ACT": True, "SPLIT": dh.split},
+            representative=representative,
+        )  # fmt: skip
+    tile = tiles.grouped_tile(rows, _BF16, stacks)
     for name, k_inner, columns, inner in (("down", True, _HIDDEN, _WIDTH), ("dx", False, _HIDDEN, 2 * _WIDTH)):
         stack = stack_constants(
             kind, 1 if k_inner else groups, columns if k_inner else inner, tile.block_n if k_inner else tile.block_k, True
@@ -118,6 +122,9 @@ def _product(
     """A kernel over a tile list. Arguments that are None, or strides that do not exist, are constants, as the launcher makes them."""
     arguments: dict[str, str | None] = {**_TILES, **_SIZES, **pointers, **(_LOW if rank else {})}
     types = {key: type_ for key, type_ in arguments.items() if type_ is not None}
+    if constants["KIND"] == "described":
+        block = (tile.block_n, tile.block_k) if constants.get("K_INNER", kernel is up_kernel) else (tile.block_k, tile.block_n)
+        types["weight_ptr"] = f"tensordesc<bf16[1,{block[0]},{block[1]}]>"
     constants = {**constants, **product_constants(tile, columns, inner, rank, 1, _BF16)}
     absent = {key: None if key.endswith("_ptr") else 0 for key in kernel.arg_names if key not in types and key not in constants}
     if arguments["block_scale_ptr"] is not None:

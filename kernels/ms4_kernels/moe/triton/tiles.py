@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Tile", "block_rows", "dh_tile", "gram_tile", "grouped_tile", "low_rank_tile", "padded_rank", "up_tile"]
+__all__ = ["Tile", "block_rows", "dh_tile", "gram_tile", "grouped_tile", "low_rank_tile", "padded_rank", "stages_that_fit", "up_tile"]
 
 _BUCKETS = ((16, 16), (48, 32), (256, 64))  # (rows per expert below which, rows of a tile)
 _LARGEST = 128
@@ -102,6 +102,18 @@ def gram_tile(dtype: torch.dtype, outputs: int, inputs: int) -> Tile:
     if dtype == torch.float32:
         return Tile(32, min(narrow, 32), 32, 4, 2)
     return Tile(128, 128, 64, 8, 3) if narrow >= 128 else Tile(128, narrow, 64, 4, 3)
+
+
+def stages_that_fit(tile: Tile, columns: int, element_size: int, shared_bytes: int) -> int:
+    """As many loads in flight as the tile asks for, or fewer where a device has less memory for them than the H100 of the choices above.
+
+    Args:
+        tile: rows and terms of the sum of one load.
+        columns: weight columns of one load: ``block_n``, or twice that in the up-projection.
+        element_size: bytes of a row's element; codes take less.
+        shared_bytes: what a program may have.
+    """
+    return max(1, min(tile.num_stages, shared_bytes // ((tile.block_m + columns) * tile.block_k * element_size)))
 
 
 def _few_rows(rows_per_expert: float) -> Tile | None:

@@ -7,6 +7,8 @@ Exercise it: ``pytest tests/kernels/ms4_kernels/moe/triton/test_up.py``.
 Shape suffixes as in ``loads.py``.
 """
 
+# ruff: noqa: ANN001, ANN201, ANN202 - what a kernel is given has types of Triton's own
+
 from __future__ import annotations
 
 import triton
@@ -58,10 +60,11 @@ def up_kernel(
 ):
     """Write H [R, 2n] and A [R, n] for the rows of one tile and BLOCK_N columns.
 
-    hidden [T, d], pair int64 [R], weight [E, 2n, d] with its scales, low [R, RANK], factor [(L,) E, 2n, RANK]; N is n, K is d. SLOTS is 1, or
-    one more than the number of adapters, whose tiles are those of segments ``expert * SLOTS + adapter + 1``.
+    hidden [T, d], pair int64 [R], weight [E, 2n, d] with its scales, low [R, RANK], factor [(L,) E, 2n, RANK]; N is n, K is d. SLOTS is 1,
+    or one more than the number of adapters, whose tiles are those of segments ``expert * SLOTS + adapter + 1``. SPLIT is 1 or 2.
     """
-    segment, start, stop, tile_n = locate_tile(segment_ptr, start_ptr, stop_ptr, num_m, tl.cdiv(N, BLOCK_N), GROUP_M)
+    num_n = tl.cdiv(N, BLOCK_N)
+    segment, start, stop, tile_n = locate_tile(segment_ptr, start_ptr, stop_ptr, num_m, num_n, GROUP_M)
     if start >= stop:
         return
     expert = (segment // SLOTS).to(tl.int64)
@@ -69,8 +72,9 @@ def up_kernel(
     row_m = start + tl.arange(0, BLOCK_M)
     token_m = source_rows(row_m, stop, pair_ptr, TOP_K)
     hidden_ptr_mk = hidden_ptr + token_m[:, None] * K + tl.arange(0, BLOCK_K)[None, :]
-    weight_ptr += expert * weight_stride_e
-    if KIND != "dense":
+    if KIND != "described":
+        weight_ptr += expert * weight_stride_e
+    if KIND == "fp8" or KIND == "nvfp4":
         scale_ptr += expert * GROUPS
     if KIND == "nvfp4":
         block_scale_ptr += expert * block_scale_stride_e
@@ -85,11 +89,11 @@ def up_kernel(
         hidden_mk = load_rows(hidden_ptr_mk, k_start, K, EVEN_K, BLOCK_K)
         # A ragged last gate tile reads into the up rows; its columns past n are not stored.
         gate_oi = load_weight_tile(
-            weight_ptr, block_scale_ptr, scale_ptr, n_start, k_start, 2 * N, K,
+            weight_ptr, block_scale_ptr, scale_ptr, expert, n_start, k_start, 2 * N, K,
             DTYPE, KIND, GROUPS, ONE_GROUP, NATIVE, EVEN_N, EVEN_K, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         up_oi = load_weight_tile(
-            weight_ptr, block_scale_ptr, scale_ptr, N + n_start, k_start, 2 * N, K,
+            weight_ptr, block_scale_ptr, scale_ptr, expert, N + n_start, k_start, 2 * N, K,
             DTYPE, KIND, GROUPS, ONE_GROUP, NATIVE, EVEN_N, EVEN_K, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         gate = multiply(hidden_mk, gate_oi, gate, True, SWAP, PRECISION)

@@ -10,6 +10,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from ms4_kernels.attention.flex import attention_flex, document_block_mask
 
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 LONG_ROWS = {**ROWS, "many blocks": (300, 84, 128, 128, 3, 400, 1, 250), "aligned": (256, 128, 384), "one long": (700,)}
 
 

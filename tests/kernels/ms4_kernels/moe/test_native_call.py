@@ -33,9 +33,9 @@ def make_call(dtype=torch.float32, gate_up=None):
 
 
 def test_structures_have_the_size_of_the_compiled_ones():
-    sizes = (ctypes.c_int64 * 2)()
+    sizes = (ctypes.c_int64 * 3)()
     library().ms4_sizes(sizes)
-    assert list(sizes) == [ctypes.sizeof(_Call), ctypes.sizeof(_Stack)]
+    assert list(sizes)[:2] == [ctypes.sizeof(_Call), ctypes.sizeof(_Stack)]
 
 
 def test_tensors_live_as_long_as_the_call():

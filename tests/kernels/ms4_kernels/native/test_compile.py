@@ -18,7 +18,7 @@ needs_compiler = pytest.mark.skipif(not any(shutil.which(name) for name in ("cc"
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A cache of its own, and in the place of the kernels a source that takes no time."""
-    (tmp_path / "experts.c").write_text("#include <stdlib.h>\nint ms4_lanes(void) { return 8; }\n")
+    (tmp_path / "kernels.c").write_text("#include <stdlib.h>\nint ms4_lanes(void) { return 8; }\n")
     monkeypatch.setattr(native_compile, "SOURCES", tmp_path)
     monkeypatch.setenv("MS4_NATIVE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"

@@ -33,13 +33,8 @@ AMD_METADATA = "    .private_segment_fixed_size: 320\n    .sgpr_spill_count: 1\n
 
 def test_log_of_ptxas():
     found = ptxas_resources(LOG)
-    assert (found.registers, found.stack, found.spill_stores, found.spill_loads, found.serialised) == (
-        255,
-        1192,
-        1188,
-        932,
-        "insufficient register resources",
-    )
+    assert (found.registers, found.stack, found.spill_stores, found.spill_loads) == (255, 1192, 1188, 932)
+    assert found.serialised == "insufficient register resources"
     assert ptxas_resources(LOG.replace("serialized", "fine")).serialised == ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ pytest.importorskip("triton")
 
 from support.report_samples import product, sample
 
+import ms4_kernels
 from ms4_kernels.report import collect
 
 
@@ -38,12 +40,8 @@ def test_every_operation_is_there():
 
 def test_every_module_of_specimens_is_collected():
     """A new operation that lists specimens but is not named in OPERATIONS would escape all gates."""
-    import ms4_kernels
-
-    root = ms4_kernels.__path__[0]
-    from pathlib import Path
-
-    modules = {".".join(("ms4_kernels", *path.relative_to(root).with_suffix("").parts)) for path in Path(root).rglob("specimens.py")}
+    root = Path(ms4_kernels.__path__[0])
+    modules = {".".join(("ms4_kernels", *path.relative_to(root).with_suffix("").parts)) for path in root.rglob("specimens.py")}
     assert modules == set(collect.OPERATIONS)
 
 

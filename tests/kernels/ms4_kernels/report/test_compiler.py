@@ -69,6 +69,8 @@ def test_amd_is_told():
     row = compile_specimen(SMALL, "gfx942")
     assert (row.error, row.programs) == ("", -1)
     assert row.counts["mfma"] > 0
+    # Six tiles of 16 KiB in flight are more than the 64 KiB there are.
+    assert compile_specimen(sample(product, 64, 64, warps=4, stages=7), "gfx942").programs == 0
     assert set(TARGETS) - set(GATED) == {"gfx942"}
 
 

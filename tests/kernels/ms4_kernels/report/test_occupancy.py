@@ -27,11 +27,11 @@ def test_known_values(registers, threads, shared, programs):
     assert programs_per_multiprocessor(registers, threads, shared) == programs
 
 
-def test_quarters():
-    """Registers for 5 warps of 96 in a quarter, 20 in all: one program of 12 warps, though 65536 // (96 * 384) is 1 too; of 10 warps, 2."""
-    assert programs_per_multiprocessor(96, 320, 0) == 2
-    # 168 registers: 3 warps in each quarter, so 12 in all; without quarters it would be 12.19, with 10 warps a program 1 either way.
-    assert programs_per_multiprocessor(168, 320, 0) == 1
+def test_a_warp_lies_in_one_quarter_of_the_registers():
+    """136 registers: 3 warps in a quarter, 12 in all. All together would be enough for 15, three programs of 5."""
+    assert 65536 // (136 * 32) == 15
+    assert programs_per_multiprocessor(136, 160, 0) == 2
+    assert programs_per_multiprocessor(128, 160, 0) == 3
 
 
 def test_tensor_memory():

@@ -8,7 +8,8 @@ import torch
 pytest.importorskip("triton")
 
 from ms4_kernels.moe.triton import tiles
-from ms4_kernels.report.release import TOKENS, choosers, traffic_rows
+from ms4_kernels.report import gates
+from ms4_kernels.report.release import TOKENS, choosers, moved_and_minimum, traffic_rows
 
 BF16 = torch.bfloat16
 
@@ -37,6 +38,16 @@ def test_rows():
         if row.issued:
             # The tile list has room for more tiles than any routing fills, so that this is an upper bound.
             assert row.issued > 0.9 * 2 * row.flops / 2 / 256 / 4, row
+
+
+def test_the_sum_of_ds_counts_with_the_kernel_that_splits_it():
+    rows = traffic_rows()
+    moved, minimum = moved_and_minimum(rows)
+    assert gates.traffic(moved, minimum) == []
+    assert sum(moved.values()) == sum(row.moved for row in rows)
+    assert not any(name.startswith("ds") for name in moved)
+    alone = [row for row in rows if row.operation == "ds"]
+    assert all(row.moved > 1.1 * row.minimum for row in alone), "by itself it would break the gate"
 
 
 def test_what_goes_through_the_cache_follows_the_tiles():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
@@ -13,7 +14,6 @@ from rich.console import Console
 from support.report_samples import product, sample
 
 from ms4_kernels.report import __main__ as program
-from ms4_kernels.report import collect
 from ms4_kernels.report.compiler import Compiled, compile_specimen
 from ms4_kernels.report.release import traffic_rows
 from ms4_kernels.report.tables import NO_TIME, Report, as_markdown, print_report, write_report
@@ -21,19 +21,16 @@ from ms4_kernels.report.waste import simulate
 
 CONSTANTS = {"BLOCK_M": "128", "KIND": "dense", "TOP_K": "4"}
 GOOD = Compiled(
-    "moe", "up", CONSTANTS, 8, 3, (128, 128), 256, True, False, "sm_90", "", 200, 0, 8, 4, "", 98304, 0, 256, 1, {"wgmma": 8}, 0.5
-)
-OTHER = Compiled("moe", "up", CONSTANTS | {"KIND": "fp8"}, 8, 3, (128, 128), 256, True, False, "sm_90", "ValueError: a | b")
+    "moe", "up", CONSTANTS, 8, 3, (128, 128), 256, True, False, "sm_90",
+    registers=200, stack=0, spill_stores=8, spill_loads=4, shared=98304, threads=256, programs=1, counts={"wgmma": 8},
+)  # fmt: skip
+OTHER = dataclasses.replace(GOOD, constants=CONSTANTS | {"KIND": "fp8"}, error="ValueError: a | b")
 
 
 def report(**more) -> Report:
     waste = simulate({"up": lambda rows: 128}, tokens=[2048])
-    settings = {
-        "compiled": [GOOD, OTHER],
-        "traffic": traffic_rows(),
-        "waste": waste,
-        "gates": {"no spills": ["moe/up spills"], "padding": []},
-    }
+    gates = {"no spills": ["moe/up spills"], "padding": []}
+    settings = {"compiled": [GOOD, OTHER], "traffic": traffic_rows(), "waste": waste, "gates": gates}
     return Report("2026-01-01T00:00:00+00:00", "python -m ms4_kernels.report", {"triton": "3.7.1"}, **settings | more)
 
 
@@ -50,20 +47,15 @@ def test_markdown():
     assert "No time was measured" in NO_TIME
     assert "triton 3.7.1" in text
     good, other = table(text, "Kernels")
-    assert (good["kernel"], good["tile"], good["form"], good["registers"], good["spill B st/ld"]) == (
-        "moe/up",
-        "128x128",
-        "KIND=dense",
-        "200",
-        "8/4",
-    )
+    assert (good["kernel"], good["tile"], good["form"]) == ("moe/up", "128x128", "KIND=dense")
+    assert (good["registers"], good["spill B st/ld"]) == ("200", "8/4")
     assert (good["shared KiB"], good["wgmma"], good["tcgen05"], good["remark"]) == ("96", "8", "-", "")
     assert (other["form"], other["registers"], other["remark"]) == ("KIND=fp8", "", "ValueError: a / b")
     assert table(text, "Gates") == [{"gate": "no spills", "result": "1 violations"}, {"gate": "padding", "result": "holds"}]
     assert "- moe/up spills" in text
     (row,) = table(text, "Rows of the tiles")
     assert row["tile rows"] == "128"
-    assert row["uniform"].startswith("1.9")
+    assert row["uniform"].startswith("2.000")
 
 
 def test_terminal_says_the_same():
@@ -86,22 +78,13 @@ def test_files_are_whole(tmp_path):
 
 def test_program(tmp_path, monkeypatch, capsys):
     """The whole command on one form; the gates that miss the shipped kernels make it end with 1."""
-    monkeypatch.setattr(
-        program, "compile_all", lambda targets, processes: [compile_specimen(sample(product), target) for target in targets]
-    )
+    only = sample(product)
+    monkeypatch.setattr(program, "compile_all", lambda targets, **_: [compile_specimen(only, target) for target in targets])
     assert program.main(["--out", str(tmp_path), "--targets", "sm_90"]) == 1
     assert "ms4_kernels.report --out" in (tmp_path / "report.md").read_text()
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["versions"]["triton"]
     assert found["versions"]["ptxas for sm_90"]
-    assert [line.split(":")[0] for line in found["gates"]["a tile of 128x128 or larger at 256 rows per expert"]] == [
-        "dh",
-        "down",
-        "dx",
-        "up",
-    ]
+    large = found["gates"]["a tile of 128x128 or larger at 256 rows per expert"]
+    assert [line.split(":")[0] for line in large] == ["dh", "down", "dx", "up"]
     assert "violation: up" in capsys.readouterr().out
-
-
-def test_collecting_is_left_to_the_compiling_processes():
-    assert collect.OPERATIONS

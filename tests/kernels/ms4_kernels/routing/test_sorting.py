@@ -29,7 +29,9 @@ def test_order_equals_a_stable_sort(backend, tokens, slots, num_experts):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("tokens", "slots", "num_experts", "num_adapters"), [(50, 4, 8, 3), (1, 2, 16, 1), (0, 3, 4, 2), (300, 4, 128, 600)])
+@pytest.mark.parametrize(
+    ("tokens", "slots", "num_experts", "num_adapters"), [(50, 4, 8, 3), (1, 2, 16, 1), (0, 3, 4, 2), (300, 4, 128, 600)]
+)
 def test_adapters_order_the_rows_of_an_expert(backend, tokens, slots, num_experts, num_adapters):
     """The last case has more segments than a 16-bit key tells apart."""
     ids_tk = torch.randint(0, num_experts, (tokens, slots))

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ms4_kernels.moe.lora import ExpertLora
+from ms4_kernels.moe.reference import experts_reference
 from ms4_kernels.moe.triton.experts import experts_triton
 
 PLAIN = Case("empty edges", BF16, "dense", width=64, expert_width=32)
@@ -54,12 +55,11 @@ class NewStorages(TorchDispatchMode):
         return sum(size for floating, size in kinds if floating), sum(size for floating, size in kinds if not floating)
 
 
-def alive_after_forward(case, **options):
+def alive_after_forward(case, function=experts_triton, **options):
     """(floating bytes beyond the output, other bytes) that live between forward and backward, and did not before."""
     inputs = make(case)
-    with interpreted(check=False) as launches, NewStorages() as storages:
-        out_td = experts_triton(*arguments(inputs), **options)
-        launches.clear()
+    with interpreted(check=False), NewStorages() as storages:
+        out_td = function(*arguments(inputs), **options)
         floating, other = storages.alive()
     return floating - out_td.nbytes, other
 
@@ -72,6 +72,12 @@ def test_only_the_preactivation_outlives_the_forward(case, recompute):
     assert floating == (0 if recompute else 4 * top_k * case.expert_width * tokens)
     # Routing: two int64 orders of the pairs, int32 ends and three int32 lists of tiles, at most one tile for each row.
     assert other <= tokens * top_k * (8 + 8 + 12) + 4 * 8
+
+
+def test_control_the_measure_sees_what_autograd_keeps():
+    tokens, top_k = make(PLAIN).expert_ids_tk.shape
+    floating, _ = alive_after_forward(PLAIN, experts_reference)
+    assert floating > 2 * 4 * top_k * PLAIN.expert_width * tokens
 
 
 def saved_bytes(case, **options):
