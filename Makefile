@@ -11,7 +11,7 @@ TEST_PROCESSES ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); [ $$n -gt 8 ] && n=8;
 # Tests of one file stay in one process, so that what a file sets up once is set up once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
 
-.PHONY: help setup peers quickstart test test-full test-gpu check lint types layers layout format bench clean
+.PHONY: help setup peers quickstart test test-full test-gpu kernels-report check lint types layers layout format bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -45,6 +45,9 @@ test-full: setup peers  ## the slow ones too
 
 test-gpu: setup  ## those that need a CUDA device, one process
 	$(BIN)/pytest -m gpu
+
+kernels-report: setup  ## registers, spills, tensor cores and bytes of every Triton kernel, compiled without a GPU
+	$(BIN)/python -m ms4_kernels.report --out benchmarks/results/kernels
 
 check: lint types layers layout  ## style, types, layers, layout
 

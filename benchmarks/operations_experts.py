@@ -128,21 +128,21 @@ def _inputs(work: ExpertsWork) -> _Inputs:
         x = torch.empty(*shape, dtype=work.dtype, device=work.device).normal_(0.0, shape[-1] ** -0.5, generator=generator)
         return x.requires_grad_(wanted)
 
-    stacks: list[Any]
     if work.stacks == "dense":
-        stacks = [normal(e, 2 * n, d, wanted=work.mode == "full"), normal(e, d, n, wanted=work.mode == "full")]
+        gate_up_eid, down_edn = (normal(e, *matrix, wanted=work.mode == "full") for matrix in ((2 * n, d), (d, n)))
     else:
-        stacks = [_quantised(work.stacks, (e, *matrix), work.device, generator) for matrix in ((2 * n, d), (d, n))]
+        gate_up_eid, down_edn = (_quantised(work.stacks, (e, *matrix), work.device, generator) for matrix in ((2 * n, d), (d, n)))
     lora = None
     if work.mode == "lora":
-        pairs: Any = [normal(e, *matrix, wanted=True) for matrix in ((RANK, d), (2 * n, RANK), (RANK, n), (d, RANK))]
-        lora = ExpertLora(*pairs, gate_up_scale=ALPHA / RANK, down_scale=ALPHA / RANK)
+        matrices = ((RANK, d), (2 * n, RANK), (RANK, n), (d, RANK))
+        a_erd, b_eir, a_ern, b_edr = (normal(e, *matrix, wanted=True) for matrix in matrices)
+        lora = ExpertLora(a_erd, b_eir, a_ern, b_edr, gate_up_scale=ALPHA / RANK, down_scale=ALPHA / RANK)
     logits_te = torch.randn(work.tokens, e, device=work.device, generator=generator)
     weights_tk, ids_tk = logits_te.softmax(dim=-1).topk(work.top_k)
     weights_tk = weights_tk / weights_tk.sum(dim=-1, keepdim=True)
     x_td, dout_td = (torch.randn(work.tokens, d, device=work.device, generator=generator).to(work.dtype) for _ in range(2))
     wants = work.mode != "forward"
-    return _Inputs(x_td.requires_grad_(wants), *stacks, ids_tk, weights_tk.requires_grad_(wants), lora, dout_td)
+    return _Inputs(x_td.requires_grad_(wants), gate_up_eid, down_edn, ids_tk, weights_tk.requires_grad_(wants), lora, dout_td)
 
 
 def _quantised(kind: str, shape: tuple[int, int, int], device: torch.device, generator: torch.Generator) -> QuantisedWeight:

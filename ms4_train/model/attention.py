@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ms4_kernels.attention import PackedDocuments, packed_causal_attention
 from ms4_train.model.cache import LatentCache
 from ms4_train.model.config import TextConfig
+from ms4_train.model.linear import Linear
 from ms4_train.model.norm import RMSNorm
 from ms4_train.model.plan import AttentionPlan, QueryGrid
 from ms4_train.model.rope import apply_rotary
@@ -34,13 +35,13 @@ class Mistral4Attention(nn.Module):
         self.nope_dim, self.rope_dim, self.value_dim = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
         self.latent_rank = config.kv_lora_rank
         self.scale = config.attention_scale
-        self.q_a_proj = nn.Linear(config.hidden_size, config.q_lora_rank, bias=False)
+        self.q_a_proj = Linear(config.hidden_size, config.q_lora_rank)
         self.q_a_layernorm = RMSNorm(config.q_lora_rank, _LATENT_NORM_EPS)
-        self.q_b_proj = nn.Linear(config.q_lora_rank, self.num_heads * config.qk_head_dim, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(config.hidden_size, config.latent_dim, bias=False)
+        self.q_b_proj = Linear(config.q_lora_rank, self.num_heads * config.qk_head_dim)
+        self.kv_a_proj_with_mqa = Linear(config.hidden_size, config.latent_dim)
         self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, _LATENT_NORM_EPS)
-        self.kv_b_proj = nn.Linear(config.kv_lora_rank, self.num_heads * (self.nope_dim + self.value_dim), bias=False)
-        self.o_proj = nn.Linear(self.num_heads * self.value_dim, config.hidden_size, bias=False)
+        self.kv_b_proj = Linear(config.kv_lora_rank, self.num_heads * (self.nope_dim + self.value_dim))
+        self.o_proj = Linear(self.num_heads * self.value_dim, config.hidden_size)
         self._absorbed: tuple[Tensor, Tensor] | None = None
 
     def forward(self, hidden_td: Tensor, plan: AttentionPlan, cache: LatentCache | None) -> Tensor:

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ms4_kernels.moe import ExpertLora, experts
 from ms4_kernels.dispatch import Backend
+from ms4_kernels.moe import ExpertLora, experts
 from ms4_kernels.routing import route
 from ms4_train.model.config import TextConfig
+from ms4_train.model.linear import Linear
 from ms4_train.model.quantised import QuantisedStack
 
 LocalExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -87,9 +88,9 @@ class GatedMLP(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+        self.gate_proj = Linear(hidden_size, intermediate_size)
+        self.up_proj = Linear(hidden_size, intermediate_size)
+        self.down_proj = Linear(intermediate_size, hidden_size)
 
     def forward(self, hidden_td: Tensor) -> Tensor:
         """Apply to each token."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ms4_kernels.quantised import QuantisedWeight, quantised_linear
+from ms4_train.model.linear import Linear
 
 
 class _Holder(nn.Module):
@@ -157,7 +158,7 @@ def put_quantised(model: nn.Module, name: str, weight: QuantisedWeight, dtype: t
         delattr(owner, leaf)
         setattr(owner, leaf, QuantisedStack(weight, dtype).train(owner.training))
         return
-    if type(owner) is not nn.Linear or owner.bias is not None:
+    if type(owner) not in (nn.Linear, Linear) or owner.bias is not None:
         raise ValueError(f"{name} cannot be quantised: it is neither of a plain linear layer nor a stack of experts")
     if weight.shape != parameter.shape:
         raise ValueError(f"{name}: a weight {list(weight.shape)} for a layer {list(parameter.shape)}")

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ms4_kernels.native.matmul import add_product_tn, product_nn, product_nt
+
 Rows = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
 """(logits [C, V], targets [C], whether a gradient is wanted) -> (summed loss, softmax - onehot); may overwrite the logits."""
 
@@ -40,14 +42,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=wide, device=hidden_nd.device)
         for start in range(0, hidden_nd.shape[0], chunk_tokens):
             hidden_cd = hidden_nd[start : start + chunk_tokens]
-            loss, grad_logits_cv = rows(_linear(hidden_cd, head_vd), target_n[start : start + chunk_tokens], any(wanted))
+            loss, grad_logits_cv = rows(product_nt(hidden_cd, head_vd), target_n[start : start + chunk_tokens], any(wanted))
             total += loss
             if grad_logits_cv is None:
                 continue
             if grad_hidden_nd is not None:
-                grad_hidden_nd[start : start + chunk_tokens] = _linear(grad_logits_cv, head_vd.T)
+                grad_hidden_nd[start : start + chunk_tokens] = product_nn(grad_logits_cv, head_vd)
             if grad_head_vd is not None:
-                _add_product(grad_head_vd, grad_logits_cv.T, hidden_cd)
+                add_product_tn(grad_head_vd, grad_logits_cv, hidden_cd)
         ctx.save_for_backward(grad_hidden_nd, None if grad_head_vd is None else grad_head_vd.to(head_vd.dtype))
         return total
 
@@ -61,16 +63,3 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad_head_vd is None else grad_head_vd * scale.to(grad_head_vd.dtype),
             *(None,) * 4,
         )
-
-
-def _linear(rows_ri: Tensor, weight_oi: Tensor) -> Tensor:
-    """``rows @ weight.T``: the one place where the head's products with rows are made."""
-    return rows_ri @ weight_oi.T
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to a total that may be of a wider type."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right

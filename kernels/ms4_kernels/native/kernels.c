@@ -1,6 +1,7 @@
 /* All compiled kernels in one library, and what tests and the check at load time ask of it. */
 #include "attention.c"
 #include "experts.c"
+#include "matmul.c"
 
 int32_t ms4_lanes(void) { return LANES; }
 

@@ -56,7 +56,7 @@ def experts_triton(
         [T, d] in the type of ``hidden_td``; differentiable once.
 
     Raises:
-        ValueError: a stack whose matrices are not contiguous, or adapters without LoRA.
+        ValueError: a stack whose matrices are not contiguous, or ``adapter_t`` with LoRA tensors that have no axis of adapters.
     """
     lora = lora or ExpertLora()
     parameters: list[_Parameter] = [gate_up_eid, lora.gate_up_a_erd, lora.gate_up_b_eir, down_edn, lora.down_a_ern, lora.down_b_edr]
@@ -66,12 +66,12 @@ def experts_triton(
     num_adapters = factors[0].shape[0] if adapter_t is not None and factors else 0
     if not factors:
         adapter_t = None
-    order = sort_by_expert(expert_ids_tk, gate_up_eid.shape[0], adapter_t=adapter_t, num_adapters=num_adapters, backend="auto")
     differentiable = [hidden_td, weights_tk, *(parameter for parameter in parameters if isinstance(parameter, Tensor))]
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
     settings = _Settings(lora.gate_up_scale, lora.down_scale, num_adapters + 1, keep, recompute)
     # Triton launches on the current device, whatever device the tensors are on; autograd takes care of the backward itself.
     with torch.cuda.device(hidden_td.device) if hidden_td.device.type == "cuda" else nullcontext():
+        order = sort_by_expert(expert_ids_tk, gate_up_eid.shape[0], adapter_t=adapter_t, num_adapters=num_adapters)
         return _Experts.apply(hidden_td, weights_tk, order, settings, *parameters)  # type: ignore[return-value]
 
 

@@ -23,7 +23,6 @@ DESCRIBE_STACKS = True
 """Whether dense stacks are handed over as tensor descriptors where the device copies tiles by itself (Hopper and later)."""
 
 _FIRST_WITH_E4M3 = (8, 9)  # compute capability; older NVIDIA devices and AMD's decode by integer arithmetic
-_FIRST_WITH_TILE_COPIES = (9, 0)
 _COPY_ALIGNMENT = 16  # bytes, of the first element and of every distance between rows and matrices
 
 
@@ -156,10 +155,14 @@ def has_e4m3(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= _FIRST_WITH_E4M3
 
 
+def is_hopper_or_later(device: torch.device) -> bool:
+    """Whether this is an NVIDIA device of compute capability 9.0 or more."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def copies_tiles(device: torch.device) -> bool:
     """Whether the device copies tiles of a described tensor by itself: fewer registers and instructions than a pointer for each element."""
-    is_nvidia = device.type == "cuda" and torch.version.hip is None
-    return DESCRIBE_STACKS and is_nvidia and torch.cuda.get_device_capability(device) >= _FIRST_WITH_TILE_COPIES
+    return DESCRIBE_STACKS and is_hopper_or_later(device)
 
 
 def _is_aligned(values: Tensor) -> bool:

@@ -130,9 +130,11 @@ def _product(
     if arguments["block_scale_ptr"] is not None:
         types["block_scale_stride_e"] = "i32:16"
         del absent["block_scale_stride_e"]
+    # Older devices get no limit; a dense stack in pointer form is theirs.
+    options = {"maxnreg": tile.max_registers} if tile.max_registers and constants["KIND"] != "dense" else {}
     return Specimen(
         "moe", name, kernel, types, {**constants, **absent}, tile.num_warps, tile.num_stages,
-        representative=representative, block=(tile.block_m, gemm_columns * tile.block_n), rows_per_expert=rows,
+        representative=representative, block=(tile.block_m, gemm_columns * tile.block_n), rows_per_expert=rows, options=options,
     )  # fmt: skip
 
 

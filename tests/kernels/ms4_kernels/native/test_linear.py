@@ -1,0 +1,58 @@
+"""The linear layer against torch's: values, gradients, what it keeps, and what it leaves to torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ms4_kernels.native import library
+from ms4_kernels.native.linear import linear, serves
+
+needs_library = pytest.mark.skipif(library() is None, reason="no C compiler")
+
+
+def run(function, x, weight_oi):
+    y = function(x, weight_oi)
+    return [y, *torch.autograd.grad((y * torch.linspace(-1, 1, y.shape[-1])).sum(), [z for z in (x, weight_oi) if z.requires_grad])]
+
+
+@needs_library
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("shape", [(200, 128), (2, 100, 128)])
+def test_equals_torch(shape, wanted):
+    x, weight_oi = torch.randn(shape).requires_grad_(wanted[0]), torch.randn(96, 128).requires_grad_(wanted[1])
+    actual = run(linear, x, weight_oi)
+    assert "_Linear" in type(actual[0].grad_fn).__name__  # the compiled products did it
+    for ours, torchs in zip(actual, run(F.linear, x, weight_oi), strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-5, atol=1e-4)  # fp32, sums of 128 or 200 terms
+
+
+@needs_library
+@pytest.mark.parametrize(("wanted", "kept"), [((True, False), "weight"), ((False, True), "x")])
+def test_keeps_what_the_gradients_need(wanted, kept):
+    x, weight_oi = torch.randn(200, 128).requires_grad_(wanted[0]), torch.randn(96, 128).requires_grad_(wanted[1])
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda z: saved.append(z.data_ptr()), lambda z: z):
+        linear(x, weight_oi)
+    assert saved == [{"x": x, "weight": weight_oi}[kept].data_ptr()]
+
+
+@needs_library
+def test_a_strided_gradient():
+    x, weight_oi = torch.randn(200, 128, requires_grad=True), torch.randn(96, 128, requires_grad=True)
+    (dx,) = torch.autograd.grad(linear(x, weight_oi).sum(), x)  # sum's gradient is one number expanded
+    torch.testing.assert_close(dx, weight_oi.sum(0).expand(200, 128), rtol=1e-5, atol=1e-4)
+
+
+def test_what_is_left_to_torch():
+    x, weight_oi = torch.randn(200, 128), torch.randn(96, 128)
+    assert not serves(x.double(), weight_oi.double())
+    assert not serves(x, torch.randn(128, 96).t())
+    assert not serves(x.to("meta"), weight_oi.to("meta"))
+    with torch.autocast("cpu"):
+        assert not serves(x, weight_oi)
+        assert linear(x, weight_oi).dtype == torch.bfloat16
+    few = x[:3].requires_grad_()
+    assert "_Linear" not in type(linear(few, weight_oi).grad_fn).__name__
+    assert linear(torch.empty(0, 128), weight_oi).shape == (0, 96)
