@@ -22,6 +22,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
+# Processes that a test gives another home folder find the compiled kernels all the same.
+os.environ.setdefault("MS4_NATIVE_CACHE", str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ms4_kernels"))
+
 if "support" not in sys.modules:
     # `from support.x import y` without the folder `tests` on sys.path: its `kernels`, `evals` and `ms4_train` would shadow packages.
     support = types.ModuleType("support")

@@ -43,6 +43,7 @@ def run_checks() -> list[Check]:
         ("packages", check_packages),
         ("torch", check_torch),
         ("triton", check_triton),
+        ("CPU kernels", check_cpu_kernels),
         ("process groups", check_process_groups),
         ("sandbox", check_sandbox),
         ("tokenizer", check_tokenizer),
@@ -116,6 +117,17 @@ def check_triton() -> list[Check]:
     if target is None:
         return [Check("triton", "warn", f"{found}, no GPU to run on; experts use the CPU path")]
     return [Check("triton", "ok", f"{found}, compiles for {target.backend} {target.arch}")]
+
+
+def check_cpu_kernels() -> list[Check]:
+    """Whether experts and attention run compiled on the CPU; the first call compiles them, in seconds."""
+    from ms4_kernels.native import library, why_not
+    from ms4_kernels.native.library import lanes
+
+    loaded = library()
+    if loaded is None:
+        return [Check("CPU kernels", "warn", f"plain torch, about half as fast: {why_not()}", "install a C compiler, or set CC to one")]
+    return [Check("CPU kernels", "ok", f"compiled for this processor, {lanes(loaded)} numbers to a vector")]
 
 
 def check_process_groups() -> list[Check]:

@@ -36,6 +36,7 @@ def test_the_table_and_the_json_say_the_same(outputs):
         "gloo",
         "nccl",
         "triton",
+        "CPU kernels",
         "deepspeed",
         "sandbox",
         "hub login",

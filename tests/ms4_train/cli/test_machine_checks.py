@@ -12,6 +12,7 @@ import pytest
 from ms4_train.cli import machine_checks
 from ms4_train.cli.machine_checks import (
     Check,
+    check_cpu_kernels,
     check_disk,
     check_logins,
     check_packages,
@@ -66,6 +67,17 @@ def test_without_mistral_common(monkeypatch):
     assert only(check_tokenizer()).status == "missing"
 
 
+def test_cpu_kernels_or_why_there_are_none(monkeypatch):
+    found = only(check_cpu_kernels())
+    assert found.status in ("ok", "warn")
+    monkeypatch.setattr("ms4_kernels.native.library", lambda: None)
+    monkeypatch.setattr("ms4_kernels.native.why_not", lambda: "no C compiler: cc gcc clang not found")
+    without = only(check_cpu_kernels())
+    assert without.status == "warn"
+    assert "cc gcc clang" in without.found
+    assert without.fix
+
+
 def test_logins(monkeypatch, tmp_path):
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -93,8 +105,8 @@ def test_a_check_that_fails_is_a_row_not_a_crash(monkeypatch):
     def broken():
         raise RuntimeError("no such thing")
 
-    for name in ("system", "packages", "torch", "triton", "process_groups", "sandbox", "tokenizer", "logins", "disk"):
+    for name in ("system", "packages", "torch", "triton", "cpu_kernels", "process_groups", "sandbox", "tokenizer", "logins", "disk"):
         monkeypatch.setattr(machine_checks, f"check_{name}", broken)
     checks = run_checks()
-    assert len(checks) == 9
+    assert len(checks) == 10
     assert {check.found for check in checks} == {"the check itself failed: RuntimeError: no such thing"}
