@@ -43,8 +43,11 @@ test: setup  ## all tests but the slow ones and those that need a GPU
 test-full: setup peers  ## the slow ones too
 	MS4_REQUIRE_PEERS=1 $(PYTEST) -m "not gpu"
 
-test-gpu: setup  ## those that need a CUDA device, one process
-	$(BIN)/pytest -m gpu
+test-gpu: setup  ## numbers, memory, determinism and speed on a CUDA device, one process
+	$(BIN)/pytest -m gpu -rs
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	  $(BIN)/python benchmarks/operations.py --device cuda --out benchmarks/results/gpu.json; \
+	else echo "no CUDA device: benchmarks/operations.py --device cuda was not run"; fi
 
 kernels-report: setup  ## registers, spills, tensor cores and bytes of every Triton kernel, compiled without a GPU
 	$(BIN)/python -m ms4_kernels.report --out benchmarks/results/kernels
@@ -69,8 +72,8 @@ format: setup  ## mend what ruff can mend
 	$(BIN)/ruff format .
 
 bench: setup  ## comparisons with named peers
-	@ls benchmarks/bench_*.py >/dev/null 2>&1 || echo "there is no benchmarks/bench_*.py yet"
-	@for file in $$(ls benchmarks/bench_*.py 2>/dev/null); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in benchmarks/bench_*.py benchmarks/train_step.py benchmarks/operations.py; do \
+	  echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 clean:  ## caches and builds; .venv and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

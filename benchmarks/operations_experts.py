@@ -67,11 +67,12 @@ class ExpertsWork:
 
     @property
     def saved_bytes(self) -> int:
-        """What ours keeps: X and H; routing as weights fp32, two orders int64, and int32 ends of the experts. Nothing without gradients."""
+        """What ours keeps: X and H; routing as weights fp32, two orders int64, and int32 ends of the experts, on a device also those of
+        pairs out of range. Nothing without gradients."""
         if self.mode == "forward":
             return 0
-        routing = self.top_k * (4 + 8 + 8)
-        return self.tokens * ((self.hidden + self.top_k * 2 * self.width) * self.dtype.itemsize + routing) + 4 * self.num_experts
+        routing, ends = self.top_k * (4 + 8 + 8), self.num_experts + (self.device.type == "cuda")
+        return self.tokens * ((self.hidden + self.top_k * 2 * self.width) * self.dtype.itemsize + routing) + 4 * ends
 
 
 @dataclass(frozen=True)

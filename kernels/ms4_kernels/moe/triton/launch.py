@@ -18,7 +18,7 @@ from ms4_kernels.moe.triton.combine import combine_kernel
 from ms4_kernels.moe.triton.dh import dh_kernel
 from ms4_kernels.moe.triton.gram import gram_kernel
 from ms4_kernels.moe.triton.grouped import grouped_kernel
-from ms4_kernels.moe.triton.operands import Factor, Rows, Stack, is_hopper_or_later, precision, stack_constants
+from ms4_kernels.moe.triton.operands import Factor, Rows, Stack, precision, stack_constants
 from ms4_kernels.moe.triton.tiles import Tile, dh_tile, gram_tile, grouped_tile, low_rank_tile, padded_rank, stages_that_fit, up_tile
 from ms4_kernels.moe.triton.up import up_kernel
 
@@ -212,10 +212,7 @@ def _launch(
     constants = product_constants(tile, columns, arguments["K"], rank, rows.slots, dtype)
     grid = (num_m * _blocks(columns, tile.block_n),)
     stages = _stages(tile, tile.block_n * (2 if kernel is up_kernel else 1), rows.order.pair_r.device, dtype)
-    options = {"num_warps": tile.num_warps, "num_stages": stages}
-    if tile.max_registers and is_hopper_or_later(rows.order.pair_r.device):
-        options["maxnreg"] = tile.max_registers
-    _run(kernel, grid, arguments | constants | options)
+    _run(kernel, grid, arguments | constants | {"num_warps": tile.num_warps, "num_stages": stages})
 
 
 def _run(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:

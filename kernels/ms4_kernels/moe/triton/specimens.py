@@ -72,12 +72,13 @@ def _three_products(kind: str, rows: int, rank: int) -> Iterator[Specimen]:
     if rows < _BUCKETS[-1]:  # from where on it has no larger tile
         dh = tiles.dh_tile(rows, _BF16, stacks)
         pointers = {f"{name}_ptr": "*bf16:16" for name in ("dout", "h", "dh", "act")}
-        yield _product(
-            f"dh{suffix}", dh_kernel, dh, rows, _WIDTH, _HIDDEN, rank,
-            _KINDS[kind] | pointers | {"route_ptr": "*fp32:16", "dot_ptr": "*fp32:16"},
-            stack_constants(kind, 1, _HIDDEN, dh.block_k, True) | {"TOP_K": _TOP_K, "SAVE_ACT": True, "SPLIT": dh.split},
-            representative=representative,
-        )  # fmt: skip
+        for save_act in (True, False):
+            yield _product(
+                f"dh{suffix}" if save_act else f"dh{suffix} alone", dh_kernel, dh, rows, _WIDTH, _HIDDEN, rank,
+                _KINDS[kind] | pointers | {"route_ptr": "*fp32:16", "dot_ptr": "*fp32:16"} | ({} if save_act else {"act_ptr": None}),
+                stack_constants(kind, 1, _HIDDEN, dh.block_k, True) | {"TOP_K": _TOP_K, "SAVE_ACT": save_act, "SPLIT": dh.split},
+                representative=representative and save_act,
+            )  # fmt: skip
     tile = tiles.grouped_tile(rows, _BF16, stacks)
     for name, k_inner, columns, inner in (("down", True, _HIDDEN, _WIDTH), ("dx", False, _HIDDEN, 2 * _WIDTH)):
         stack = stack_constants(
@@ -130,11 +131,9 @@ def _product(
     if arguments["block_scale_ptr"] is not None:
         types["block_scale_stride_e"] = "i32:16"
         del absent["block_scale_stride_e"]
-    # Older devices get no limit; a dense stack in pointer form is theirs.
-    options = {"maxnreg": tile.max_registers} if tile.max_registers and constants["KIND"] != "dense" else {}
     return Specimen(
         "moe", name, kernel, types, {**constants, **absent}, tile.num_warps, tile.num_stages,
-        representative=representative, block=(tile.block_m, gemm_columns * tile.block_n), rows_per_expert=rows, options=options,
+        representative=representative, block=(tile.block_m, gemm_columns * tile.block_n), rows_per_expert=rows,
     )  # fmt: skip
 
 

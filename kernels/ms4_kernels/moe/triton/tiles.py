@@ -36,7 +36,6 @@ class Tile:
         num_stages: loads in flight.
         swap: multiply weight by rows instead of rows by weight, which lets a tile of few rows fill the tensor cores.
         split: parts in which the epilogue walks over the columns, so that its operands fit the registers.
-        max_registers: of a thread, 0 for as many as there are; honoured on Hopper and later, where so many suffice without spilling.
     """
 
     block_m: int
@@ -46,7 +45,6 @@ class Tile:
     num_stages: int
     swap: bool = False
     split: int = 1
-    max_registers: int = 0
 
 
 def block_rows(rows_per_expert: float) -> int:
@@ -84,9 +82,8 @@ def dh_tile(rows_per_expert: float, dtype: torch.dtype, kind: str = "dense") -> 
     if dtype == torch.float32:
         return _single_precision(rows_per_expert)
     few = _few_rows(rows_per_expert)
-    # With 128 registers two programs fit a multiprocessor: one multiplies while the other is in its long epilogue. By itself it takes 136.
-    large = Tile(128, 128, 64, 8, 3, split=4, max_registers=128)
-    return few or {64: Tile(64, 128, 64, 4, 4, split=4), 128: large}[block_rows(rows_per_expert)]
+    # In four parts the large one would take 136 registers, and 128, with which two programs fit a multiprocessor, spill 4 bytes.
+    return few or {64: Tile(64, 128, 64, 4, 4, split=4), 128: Tile(128, 128, 64, 8, 3, split=2)}[block_rows(rows_per_expert)]
 
 
 def low_rank_tile(rows_per_expert: float, dtype: torch.dtype, rank: int) -> Tile:

@@ -48,9 +48,10 @@ def parameters(inputs: Inputs):
 
 
 def routing_bytes(inputs: Inputs):
-    """Saved beside X and H: routing weights; and, int64, the orders of the pairs both ways, int32, the ends of the experts."""
+    """Saved beside X and H: routing weights; the orders of the pairs both ways, int64; the ends of the experts and of the pairs out of
+    range, int32."""
     pairs = inputs.expert_ids_tk.numel()
-    return {"floating": 4 * pairs, "other": 16 * pairs + 4 * inputs.gate_up_eid.shape[0]}
+    return {"floating": 4 * pairs, "other": 16 * pairs + 4 * (inputs.gate_up_eid.shape[0] + 1)}
 
 
 @pytest.mark.parametrize("case", [*CASES, *RELEASE_WIDTHS], ids=str)
@@ -97,7 +98,7 @@ def large():
 
 
 def test_device_memory_between_and_during_the_passes():
-    """Allocated between the passes: H, routing, the output. At the peak: H, A and Y forward; H, dH and its rows, with gradients, backward."""
+    """Allocated between the passes: H, routing, the output. At the peak: H, A and Y forward; H, dH, its rows and gradients backward."""
     inputs = large()
     (tokens, top_k), (_, d, n) = inputs.expert_ids_tk.shape, inputs.down_edn.shape
     h_bytes, y_bytes, x_bytes = 4 * tokens * top_k * n, 2 * tokens * top_k * d, 2 * tokens * d
