@@ -35,7 +35,7 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from train_step_contestants import CASES, Contestant, Work, base_model, build_ours, build_peer, equalise_adapters
+from train_step_contestants import CASES, Contestant, Work, base_model, build_ours, build_peer, equalise_adapters, without_near_ties
 from train_step_floor import bare_products
 from train_step_memory import measure
 
@@ -53,6 +53,8 @@ GRADIENT_TOLERANCE = 1e-3
 ROUNDING_EXCESS = 1.5
 """bf16 sends many tokens whose experts nearly tie elsewhere, in each program others, so gradients are compared with those of the peer in
 fp32 on the same weights: ours may be off by this much more than the peer's own bf16 gradients. Above 1, as flips are a matter of luck."""
+NEAR_TIE = 1e-5
+"""Router logits; fp32 sums in another order move them by some 1e-6."""
 SMALL = (128, 128)
 """Documents on which all experts implementations of the peer are tried: ``batched_mm`` copies two matrices per token and expert."""
 
@@ -174,11 +176,13 @@ def time_rounds(contestants: Mapping[str, Callable[[], object]], result: Result,
 
 def compare(work: Work, rounds: int, *, experts: str | None, memory: bool) -> Result:
     """Choose the peer's implementation unless it is given, check, and time one case."""
+    if work.dtype == torch.float32:  # in bf16 near ties are everywhere, and the check takes another way
+        work = without_near_ties(work, NEAR_TIE)
     experts, facts = (experts, {}) if experts else fastest_implementation(work)
     ours, peer = build_ours(work), build_peer(work, experts)
     if work.mode == "lora":
         equalise_adapters(ours.model, peer.model)
-    facts |= {"peer": support.implementations(base_model(peer.model)), "lengths": list(work.lengths), "mode": work.mode}
+    facts |= {"peer": support.implementations(base_model(peer.model)), "lengths": list(work.lengths), "mode": work.mode, "seed": work.seed}
     result = Result(work, check(work, ours, peer, experts), facts)
     contestants: dict[str, Callable[[], object]] = {OURS: ours.step, PEER: peer.step}
     if work.dtype == torch.float32:  # torch's bf16 products are no floor on a CPU without matrix units: widening to fp32 is faster

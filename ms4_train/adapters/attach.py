@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ms4_train.adapters.expert_lora import StackedLora
+from ms4_train.adapters.fused_linear import fuse
 from ms4_train.adapters.peft_format import ADAPTER_NAME, is_adapter_name
 from ms4_train.adapters.targets import Targets, find_targets, matches
 from ms4_train.config.schema import AdapterSection
@@ -180,6 +181,9 @@ def _inject_linears(model: nn.Module, section: AdapterSection) -> None:
     with warnings.catch_warnings(), stand_ins(model):
         warnings.simplefilter("ignore")  # about saving through PEFT, which is not done here
         inject_adapter_in_model(peft_config(section, with_stacks=False), model, adapter_name=ADAPTER_NAME)
+    for _, module in adapted_modules(model):
+        if not isinstance(module, StackedLora):
+            fuse(module)
 
 
 def peft_config(section: AdapterSection, *, with_stacks: bool, base_path: str | None = None) -> Any:

@@ -47,8 +47,11 @@ static int open_workspace(const Attention *call, Workspace *w) {
 /* Softmax over the first `count` of a row; what lies behind, up to a whole vector, becomes zero. */
 static void softmax_row(float *row, int count) {
     int whole = count / LANES * LANES;
-    float largest = row[0];
-    for (int i = 1; i < count; i++) largest = row[i] > largest || row[i] != row[i] ? row[i] : largest;
+    vec most = (vec){0} + row[0];
+    for (int i = 0; i < whole; i += LANES) most = choose(load(row + i) > most, load(row + i), most);
+    float largest = most[0]; /* a NaN is never larger, but makes its own exponential, and so the sum, NaN */
+    for (int i = 1; i < LANES; i++) largest = most[i] > largest ? most[i] : largest;
+    for (int i = whole; i < count; i++) largest = row[i] > largest ? row[i] : largest;
     vec sums = {0};
     for (int i = 0; i < whole; i += LANES) {
         vec value = exponential(load(row + i) - largest);

@@ -1,8 +1,8 @@
-"""A linear layer without bias whose three products are the compiled ones where they serve; otherwise torch's own.
+"""Linear layers without bias, plain and with a low-rank update, whose products are the compiled ones where they serve.
 
 Exercise it: ``pytest tests/kernels/ms4_kernels/native/test_linear.py``.
 
-Shape suffixes: t rows, o outputs, i inputs.
+Shape suffixes: t rows, o outputs, i inputs, r rank.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ms4_kernels.native.library import library
-from ms4_kernels.native.matmul import add_product_tn, product_nn, product_nt
+from ms4_kernels.native.matmul import product_nn, product_nt, product_tn, run_lora
 
 _LEAST_ROWS = 64
 """Below it the weight is packed for too few rows."""
@@ -42,6 +42,48 @@ def serves(x: Tensor, weight_oi: Tensor) -> bool:
     )
 
 
+def lora_linear(x: Tensor, weight_oi: Tensor, a_ri: Tensor, b_or: Tensor, scale: float) -> Tensor:
+    """Return ``x W^T + scale * (x A^T) B^T`` [..., O], every product made while its rows are in the cache; differentiable once.
+
+    All fp32 and contiguous on a CPU: :func:`serves_lora` says whether.
+    """
+    return _LoraLinear.apply(x, weight_oi, a_ri, b_or, scale)  # type: ignore[return-value]
+
+
+def serves_lora(x: Tensor, weight_oi: Tensor, a_ri: Tensor, b_or: Tensor) -> bool:
+    """Whether :func:`lora_linear` serves, and pays, for these."""
+    rows = x.numel() // max(x.shape[-1], 1)
+    enough = rows >= _LEAST_ROWS and rows * weight_oi.numel() >= _LEAST_WORK
+    factors = all(factor.dtype == torch.float32 and factor.is_contiguous() for factor in (a_ri, b_or))
+    return enough and factors and serves(x, weight_oi)
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_oi: Tensor, a_ri: Tensor, b_or: Tensor, scale: float) -> Tensor:
+        x_ti = x.reshape(-1, x.shape[-1])
+        sizes = (x_ti.shape[0], weight_oi.shape[0], weight_oi.shape[1], a_ri.shape[0])
+        y_to, low_tr = torch.empty(sizes[0], sizes[1]), torch.empty(sizes[0], sizes[3])
+        run_lora("ms4_lora_forward", sizes, (x_ti, weight_oi, a_ri, b_or), scale, (y_to, low_tr))
+        ctx.save_for_backward(x, weight_oi, a_ri, b_or, low_tr)
+        ctx.sizes, ctx.scale = sizes, scale
+        return y_to.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight_oi, a_ri, b_or, low_tr = ctx.saved_tensors
+        dy_to = grad_outputs[0].reshape(-1, weight_oi.shape[0]).contiguous()
+        x_ti = x.reshape(-1, x.shape[-1])
+        dx_ti = torch.empty(x_ti.shape) if ctx.needs_input_grad[0] else None
+        dlow_tr = torch.empty(low_tr.shape)
+        run_lora("ms4_lora_backward", ctx.sizes, (dy_to, weight_oi, a_ri, b_or), ctx.scale, (dx_ti, dlow_tr))
+        dweight_oi = product_tn(dy_to, x_ti) if ctx.needs_input_grad[1] else None
+        da_ri = product_tn(dlow_tr, x_ti) if ctx.needs_input_grad[2] else None
+        db_or = product_tn(dy_to, low_tr, ctx.scale) if ctx.needs_input_grad[3] else None
+        return None if dx_ti is None else dx_ti.view(x.shape), dweight_oi, da_ri, db_or, None
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_oi: Tensor) -> Tensor:
@@ -59,6 +101,5 @@ class _Linear(torch.autograd.Function):
         if weight_oi is not None:
             dx = product_nn(dy_to, weight_oi).view(*dy.shape[:-1], -1)
         if x is not None:
-            dweight_oi = torch.zeros(dy.shape[-1], x.shape[-1])
-            add_product_tn(dweight_oi, dy_to, x.reshape(-1, x.shape[-1]))
+            dweight_oi = product_tn(dy_to, x.reshape(-1, x.shape[-1]))
         return dx, dweight_oi

@@ -10,6 +10,7 @@ Shape suffixes: t rows, o outputs, i inputs.
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,10 +38,19 @@ def product_nn(dy_to: Tensor, weight_oi: Tensor) -> Tensor:
     return out_ti
 
 
+def product_tn(dy_to: Tensor, x_ti: Tensor, alpha: float = 1.0) -> Tensor:
+    """Return ``alpha * dy^T x`` [O, I]."""
+    if not _serves(dy_to, x_ti, dy_to.numel() * x_ti.shape[1]):
+        return (dy_to.t() @ x_ti).mul_(alpha)
+    out_oi = torch.empty(dy_to.shape[1], x_ti.shape[1])
+    _run("ms4_matmul_tn", (*out_oi.shape, dy_to.shape[0]), (dy_to, x_ti, out_oi), alpha, adds=False)
+    return out_oi
+
+
 def add_product_tn(total_oi: Tensor, dy_to: Tensor, x_ti: Tensor) -> None:
     """Add ``dy^T x`` to ``total``, which may be of a wider type."""
     if total_oi.is_contiguous() and total_oi.dtype == dy_to.dtype and _serves(dy_to, x_ti, dy_to.numel() * x_ti.shape[1]):
-        _run("ms4_matmul_tn", (*total_oi.shape, dy_to.shape[0]), (dy_to, x_ti, total_oi), adds=True)
+        _run("ms4_matmul_tn", (*total_oi.shape, dy_to.shape[0]), (dy_to, x_ti, total_oi), 1.0, adds=True)
     elif total_oi.dtype == dy_to.dtype:
         total_oi.addmm_(dy_to.t(), x_ti)
     else:
@@ -56,9 +66,25 @@ def _serves(left: Tensor, right: Tensor, work: int) -> bool:
     )
 
 
-def _run(name: str, sizes: tuple[int, ...], tensors: tuple[Tensor, ...], *, adds: bool = False) -> None:
-    arguments = [*(ctypes.c_int32(size) for size in sizes), *(ctypes.c_void_p(x.data_ptr()) for x in tensors)]
-    if name == "ms4_matmul_tn":
-        arguments.append(ctypes.c_int32(adds))
+def run_lora(
+    name: str, sizes: tuple[int, int, int, int], inputs: tuple[Tensor, ...], scale: float, outputs: tuple[Tensor | None, ...]
+) -> None:
+    """Call ``ms4_lora_forward`` or ``ms4_lora_backward``: sizes t, o, i, r; inputs x or dy, W, A, B; outputs y and low, or dx and dlow."""
+    arguments: list[Any] = [ctypes.c_int32(size) for size in sizes]
+    arguments += [ctypes.c_void_p(x.data_ptr()) for x in inputs]
+    arguments.append(ctypes.c_float(scale))
+    arguments += [None if x is None else ctypes.c_void_p(x.data_ptr()) for x in outputs]
+    _call(name, arguments)
+
+
+def _run(name: str, sizes: tuple[int, ...], tensors: tuple[Tensor, ...], alpha: float | None = None, *, adds: bool = False) -> None:
+    arguments: list[Any] = [ctypes.c_int32(size) for size in sizes]
+    arguments += [ctypes.c_void_p(x.data_ptr()) for x in tensors]
+    if alpha is not None:
+        arguments += [ctypes.c_float(alpha), ctypes.c_int32(adds)]
+    _call(name, arguments)
+
+
+def _call(name: str, arguments: list[Any]) -> None:
     if getattr(library(), name)(*arguments, ctypes.c_int32(torch.get_num_threads())):
         raise MemoryError("no memory for the scratch of a compiled product")

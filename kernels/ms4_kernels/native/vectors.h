@@ -42,14 +42,65 @@ INLINE uint16_t to_bf16(float value) {
     return (uint16_t)((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
 }
 
+#if defined(__GNUC__) && !defined(__clang__)
+/* Pairs of rows a distance of `span` apart exchange half of their lanes. Everything here is known when compiled, and has to be: with
+   loops left over, the rows would live in memory. */
+INLINE void exchange(vec *row, int span) {
+    ivec low, high;
+#pragma GCC unroll 16
+    for (int lane = 0; lane < LANES; lane++) {
+        low[lane] = lane & span ? LANES + lane - span : lane;
+        high[lane] = lane & span ? LANES + lane : lane + span;
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < LANES; r++)
+        if (!(r & span)) {
+            vec first = row[r], second = row[r + span];
+            row[r] = __builtin_shuffle(first, second, low);
+            row[r + span] = __builtin_shuffle(first, second, high);
+        }
+}
+
+/* A square of LANES x LANES. */
+INLINE void transpose_square(const float *from, ptrdiff_t stride, const int32_t *index, float *to, ptrdiff_t to_stride) {
+    vec row[LANES];
+#pragma GCC unroll 16
+    for (int r = 0; r < LANES; r++) row[r] = load(from + (index ? (ptrdiff_t)index[r] : (ptrdiff_t)r) * stride);
+    exchange(row, 1);
+    exchange(row, 2);
+#if LANES > 4
+    exchange(row, 4);
+#endif
+#if LANES > 8
+    exchange(row, 8);
+#endif
+#pragma GCC unroll 16
+    for (int r = 0; r < LANES; r++) store(to + r * to_stride, row[r]);
+}
+#define HAS_SQUARES 1
+#else
+#define HAS_SQUARES 0
+#define transpose_square(from, stride, index, to, to_stride)
+#endif
+
 /* to[c][r] = from[r][c]; in blocks, so that both sides stay in the nearest cache. Row r of `from` starts at from + index[r] * stride. */
 static void transpose(int rows, int columns, const float *from, ptrdiff_t stride, const int32_t *index, float *to, ptrdiff_t to_stride) {
-    for (int r0 = 0; r0 < rows; r0 += 16)
-        for (int c0 = 0; c0 < columns; c0 += 16) {
-            int r1 = r0 + 16 < rows ? r0 + 16 : rows, c1 = c0 + 16 < columns ? c0 + 16 : columns;
-            for (int r = r0; r < r1; r++) {
-                const float *row = from + (index ? (ptrdiff_t)index[r] : (ptrdiff_t)r) * stride;
-                for (int c = c0; c < c1; c++) to[c * to_stride + r] = row[c];
+    for (int r0 = 0; r0 < rows; r0 += LANES)
+        for (int c0 = 0; c0 < columns; c0 += LANES) {
+            const float *corner = index ? from + c0 : from + r0 * stride + c0;
+            float *result = to + c0 * to_stride + r0;
+            /* Rows gathered from all over memory are nothing that a processor foresees, nor are result rows far apart. */
+            for (int r = r0 + LANES; r < r0 + 2 * LANES && r < rows; r++)
+                __builtin_prefetch(from + (index ? (ptrdiff_t)index[r] : (ptrdiff_t)r) * stride + c0);
+            for (int c = c0 + LANES; c < c0 + 2 * LANES && c < columns; c++) __builtin_prefetch(to + c * to_stride + r0, 1);
+            if (HAS_SQUARES && r0 + LANES <= rows && c0 + LANES <= columns) {
+                transpose_square(corner, stride, index ? index + r0 : 0, result, to_stride);
+                continue;
+            }
+            int height = rows - r0 < LANES ? rows - r0 : LANES, width = columns - c0 < LANES ? columns - c0 : LANES;
+            for (int r = 0; r < height; r++) {
+                const float *row = corner + (index ? (ptrdiff_t)index[r0 + r] : (ptrdiff_t)r) * stride;
+                for (int c = 0; c < width; c++) result[c * to_stride + r] = row[c];
             }
         }
 }

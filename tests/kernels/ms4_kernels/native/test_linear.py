@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ms4_kernels.native import library
-from ms4_kernels.native.linear import linear, serves
+from ms4_kernels.native.linear import linear, lora_linear, serves, serves_lora
 
 needs_library = pytest.mark.skipif(library() is None, reason="no C compiler")
 
@@ -56,3 +56,45 @@ def test_what_is_left_to_torch():
     few = x[:3].requires_grad_()
     assert "_Linear" not in type(linear(few, weight_oi).grad_fn).__name__
     assert linear(torch.empty(0, 128), weight_oi).shape == (0, 96)
+
+
+def explicit(x, weight_oi, a_ri, b_or, scale):
+    return F.linear(x, weight_oi + scale * b_or @ a_ri)
+
+
+@needs_library
+@pytest.mark.parametrize(("rows", "outputs", "inputs", "rank"), [(200, 96, 128, 16), (65, 130, 70, 3), (97, 64, 300, 128)])
+def test_low_rank_update_equals_the_folded_weight(rows, outputs, inputs, rank):
+    shapes = ((rows, inputs), (outputs, inputs), (rank, inputs), (outputs, rank))
+    tensors = [torch.randn(shape).requires_grad_() for shape in shapes]
+    wide = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    results = []
+    for function, arguments in ((lora_linear, tensors), (explicit, wide)):
+        y = function(*arguments, 0.5)
+        results.append([y, *torch.autograd.grad((y * torch.linspace(-1, 1, outputs, dtype=y.dtype)).sum(), arguments)])
+    for ours, truth in zip(*results, strict=True):
+        assert (ours.double() - truth).norm() <= 1e-6 * truth.norm()  # a dozen units of fp32's last place
+
+
+@needs_library
+def test_low_rank_gradients_nobody_wants_are_not_made():
+    x, weight_oi = torch.randn(200, 128), torch.randn(96, 128)
+    a_ri, b_or = torch.randn(16, 128, requires_grad=True), torch.randn(96, 16, requires_grad=True)
+    lora_linear(x, weight_oi, a_ri, b_or, 2.0).sum().backward()
+    assert weight_oi.grad is None
+    assert x.grad is None
+    expected = torch.autograd.grad(explicit(x, weight_oi, a_ri, b_or, 2.0).sum(), [a_ri, b_or])
+    torch.testing.assert_close([a_ri.grad, b_or.grad], list(expected), rtol=1e-4, atol=1e-2)  # fp32, sums of 200 * 96 terms up to 1e3
+
+
+@needs_library
+def test_a_fresh_adapter_changes_no_bit():
+    x, weight_oi, a_ri = torch.randn(200, 128), torch.randn(96, 128), torch.randn(16, 128)
+    assert torch.equal(lora_linear(x, weight_oi, a_ri, torch.zeros(96, 16), 2.0), linear(x, weight_oi))
+
+
+def test_low_rank_needs_its_factors_in_fp32():
+    x, weight_oi, a_ri, b_or = torch.randn(200, 128), torch.randn(96, 128), torch.randn(16, 128), torch.randn(96, 16)
+    assert serves_lora(x, weight_oi, a_ri, b_or) == (library() is not None)
+    assert not serves_lora(x, weight_oi, a_ri.bfloat16(), b_or.bfloat16())
+    assert not serves_lora(x[:3], weight_oi, a_ri, b_or)
