@@ -1,4 +1,4 @@
-"""Putting a LoRA adapter on a model in place: PEFT's layers on linear modules, our own module on stacked experts; the rest is frozen.
+"""Putting a LoRA adapter on a model in place: one module on each linear layer, one on each layer's stacked experts; the rest is frozen.
 
 Exercise it: ``pytest tests/ms4_train/adapters/test_attach.py``.
 
@@ -9,26 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ms4_train.adapters.expert_lora import StackedLora
-from ms4_train.adapters.fused_linear import fuse
-from ms4_train.adapters.peft_format import ADAPTER_NAME, is_adapter_name
+from ms4_train.adapters.linear_lora import LoraLinear
+from ms4_train.adapters.peft_format import is_adapter_name
 from ms4_train.adapters.targets import Targets, find_targets, matches
 from ms4_train.config.schema import AdapterSection
 from ms4_train.errors import AdapterError
 from ms4_train.model import Mistral4Experts, Mistral4ForCausalLM
-from ms4_train.model.quantised import num_parameters, stand_ins
+from ms4_train.model.quantised import num_parameters
 from ms4_train.weights.reading.loading import first_expert
-
-if TYPE_CHECKING:
-    from peft.tuners.lora import Linear
 
 
 @dataclass(frozen=True)
@@ -79,8 +75,11 @@ def attach(model: nn.Module, section: AdapterSection) -> AttachReport:
     refuse_second(model)
     targets = find_targets(model, section.target_modules, section.target_parameters)
     model.requires_grad_(False)
-    if targets.linears:
-        _inject_linears(model, section)
+    for name in targets.linear_names:
+        owner, _, leaf = name.rpartition(".")
+        base = model.get_submodule(name)
+        assert isinstance(base, nn.Linear)
+        setattr(model.get_submodule(owner), leaf, LoraLinear(base, rank=section.r, scale=lora_scale(section), dropout=section.lora_dropout))
     for name, stacks in _stacks_by_module(targets).items():
         module = model.get_submodule(name)
         assert isinstance(module, Mistral4Experts)
@@ -135,12 +134,10 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in adapter_parameters(model).items()}
 
 
-def adapted_modules(model: nn.Module) -> Iterator[tuple[str, StackedLora | Linear]]:
-    """The modules that carry the adapter, by their names: PEFT's linear layers, and our module of each layer's experts."""
-    from peft.tuners.lora import Linear
-
+def adapted_modules(model: nn.Module) -> Iterator[tuple[str, StackedLora | LoraLinear]]:
+    """The modules that carry the adapter, by their names."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, StackedLora | Linear):
+        if isinstance(module, StackedLora | LoraLinear):
             yield name, module
 
 
@@ -148,9 +145,7 @@ def detach(model: nn.Module) -> None:
     """Remove the adapter; base weights and their names are then those of a model without one."""
     for name, module in adapted_modules(model):
         owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, None if isinstance(module, StackedLora) else module.get_base_layer())
-    if hasattr(model, "peft_config"):
-        del model.peft_config
+        setattr(model.get_submodule(owner), leaf, None if isinstance(module, StackedLora) else module.base_layer)
     _forget_decode(model)
 
 
@@ -173,17 +168,6 @@ def _stacks_by_module(targets: Targets) -> dict[str, set[str]]:
     for experts, stack in sorted(targets.stack_names):
         grouped.setdefault(experts, set()).add(stack)
     return grouped
-
-
-def _inject_linears(model: nn.Module, section: AdapterSection) -> None:
-    from peft import inject_adapter_in_model
-
-    with warnings.catch_warnings(), stand_ins(model):
-        warnings.simplefilter("ignore")  # about saving through PEFT, which is not done here
-        inject_adapter_in_model(peft_config(section, with_stacks=False), model, adapter_name=ADAPTER_NAME)
-    for _, module in adapted_modules(model):
-        if not isinstance(module, StackedLora):
-            fuse(module)
 
 
 def peft_config(section: AdapterSection, *, with_stacks: bool, base_path: str | None = None) -> Any:

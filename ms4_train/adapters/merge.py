@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ms4_train.adapters.attach import adapted_modules, adapter_parameters, detach
 from ms4_train.adapters.expert_lora import StackedLora, add_product
-from ms4_train.adapters.peft_format import ADAPTER_NAME
 from ms4_train.errors import AdapterError
 from ms4_train.model.quantised import is_quantised
 
@@ -34,10 +33,5 @@ def merge(model: nn.Module) -> None:
             for stack, (a_eri, b_eor) in module.pairs().items():
                 add_product(getattr(experts, stack), a_eri, b_eor, module.scale)
         else:
-            a_ri, b_or = _weight(module.lora_A), _weight(module.lora_B)
-            add_product(module.get_base_layer().get_parameter("weight")[None], a_ri[None], b_or[None], module.scaling[ADAPTER_NAME])
+            add_product(module.base_layer.weight[None], module.a_ri[None], module.b_or[None], module.scale)
     detach(model)
-
-
-def _weight(layers: nn.ModuleDict) -> Tensor:
-    return layers[ADAPTER_NAME].get_parameter("weight")

@@ -10,7 +10,6 @@ Not covered: training a quantised weight; quantised embeddings, heads, norms and
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,13 +72,10 @@ class QuantisedLinear(_Holder, nn.Linear):
         self.out_features, self.in_features = weight.shape
         self.register_parameter("bias", None)
         self._hold(weight, dtype)
-        self._stands_in = False
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The values in the compute type, dequantised at each access: a new tensor, whose changes go nowhere."""
-        if self._stands_in:
-            return torch.full((), torch.nan, dtype=self.dtype, device=self.device).expand(self.out_features, self.in_features)
         return self.value().dequantise(self.dtype)
 
     def reset_parameters(self) -> None:
@@ -171,22 +167,6 @@ def quantised_modules(model: nn.Module) -> Iterator[tuple[str, QuantisedLinear |
     for name, module in model.named_modules():
         if isinstance(module, QuantisedLinear | QuantisedStack):
             yield name, module
-
-
-@contextlib.contextmanager
-def stand_ins(model: nn.Module) -> Iterator[None]:
-    """Inside the ``with``, ``weight`` of quantised linear layers has shape, type and device, but NaN for values.
-
-    For code that looks only at these: PEFT asks for each layer's weight a dozen times, and decoding the large model's takes half a minute.
-    """
-    linears = [module for _, module in quantised_modules(model) if isinstance(module, QuantisedLinear)]
-    for module in linears:
-        module._stands_in = True
-    try:
-        yield
-    finally:
-        for module in linears:
-            module._stands_in = False
 
 
 def is_quantised(model: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from support.quantised_models import KINDS, dequantised_twin, quantised_tiny
 from support.tokenizers import tiny_tokenizer
 
 from ms4_train.adapters import adapter_tensors, attach
+from ms4_train.adapters.linear_lora import LoraLinear
 from ms4_train.inference import Engine, GenerationRequest, SamplingParams
 from ms4_train.model import DenseLatentCache, SequenceLayout
 from ms4_train.model.quantised import QuantisedLinear, QuantisedStack, quantised_modules
@@ -39,16 +40,14 @@ def test_logits_are_those_of_the_values(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_peft_wraps_quantised_layers_and_gradients_are_those_over_the_values(kind):
-    from peft.tuners.lora import Linear
-
+def test_adapters_wrap_quantised_layers_and_gradients_are_those_over_the_values(kind):
     model = quantised_tiny(kind)
     plain = adapted(dequantised_twin(model))
     adapted(model)
-    wrapped = {name for name, module in model.named_modules() if isinstance(module, Linear)}
-    assert wrapped == {name for name, module in plain.named_modules() if isinstance(module, Linear)}
+    wrapped = {name for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+    assert wrapped == {name for name, module in plain.named_modules() if isinstance(module, LoraLinear)}
     assert len(wrapped) == 2 * 8
-    quantised_bases = [name for name in wrapped if isinstance(model.get_submodule(name).get_base_layer(), QuantisedLinear)]
+    quantised_bases = [name for name in wrapped if isinstance(model.get_submodule(name).base_layer, QuantisedLinear)]
     assert len(quantised_bases) == 2 * {"fp8": 8, "nvfp4": 3}[kind]
 
     (loss, actual), (expected_loss, expected) = gradients(model), gradients(plain)
