@@ -51,8 +51,8 @@ def main() -> None:
     work = contestants.CASES[case]
     if contestant == "peer":
         importlib.import_module("transformers.models.mistral4.modeling_mistral4")
-    if work.mode == "lora":
-        importlib.import_module("peft")
+        if work.mode == "lora":
+            importlib.import_module("peft")
     imports = settle()
     built = contestants.build_ours(work) if contestant == "ours" else contestants.build_peer(work, experts[0])
     build_peak = resident("VmHWM")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ms4_kernels.dispatch import Backend
 from ms4_kernels.moe import ExpertLora, experts
+from ms4_kernels.native.linear import linear
 from ms4_kernels.routing import route
 from ms4_train.model.config import TextConfig
 from ms4_train.model.linear import Linear
@@ -37,7 +38,7 @@ class Mistral4Router(nn.Module):
     def forward(self, hidden_td: Tensor) -> tuple[Tensor, Tensor]:
         """Return (weights_tk, expert_ids_tk), fp32 and int64."""
         wide = torch.promote_types(hidden_td.dtype, torch.float32)
-        logits_te = F.linear(hidden_td.to(wide), self.weight.to(wide))
+        logits_te = linear(hidden_td.to(wide), self.weight.to(wide))
         return route(logits_te, self.top_k, self.renormalize, self.routed_scaling_factor)
 
 

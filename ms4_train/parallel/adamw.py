@@ -10,10 +10,59 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from ms4_train.config.schema import TrainingSection
 
 FUSED_DEVICES = {"cpu", "cuda"}
+
+
+class LeanAdamW:
+    """torch's fused AdamW without its ``Optimizer`` class, which loads torch's compiler: a hundred megabytes that training has no use for.
+
+    Has what the engine of one process asks of an optimizer: ``param_groups``, ``state``, ``defaults``, ``step``, ``zero_grad``. Updates are
+    equal to ``torch.optim.AdamW``'s to the bit.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float, fused: bool) -> None:
+        self.defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "fused": fused}
+        self.param_groups: list[dict[str, Any]] = [{**self.defaults, **group} for group in groups]
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update every parameter that has a gradient; its state must exist."""
+        for group in self.param_groups:
+            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            states = [self.state[parameter] for parameter in trained]
+            adamw(
+                trained,
+                [parameter.grad for parameter in trained],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [state["step"] for state in states],
+                fused=group["fused"],
+                foreach=not group["fused"],
+                amsgrad=False,
+                maximize=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+            )
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+
+def make_lean_adamw(groups: list[dict[str, Any]], training: TrainingSection) -> LeanAdamW:
+    """:class:`LeanAdamW` over ``groups``, as :func:`make_adamw` makes torch's."""
+    return LeanAdamW(_with_decay(groups, training), **_options(training), fused=_all_fused(groups))
 
 
 def make_adamw(groups: list[dict[str, Any]], training: TrainingSection) -> torch.optim.AdamW:
@@ -21,7 +70,12 @@ def make_adamw(groups: list[dict[str, Any]], training: TrainingSection) -> torch
 
     Other keys of a group are kept in the optimizer's group.
     """
-    kept = [
+    fused = _all_fused(groups)
+    return torch.optim.AdamW(_with_decay(groups, training), **_options(training), fused=fused or None, foreach=None if fused else True)
+
+
+def _with_decay(groups: list[dict[str, Any]], training: TrainingSection) -> list[dict[str, Any]]:
+    return [
         {
             **{key: value for key, value in group.items() if key != "decays"},
             "weight_decay": training.weight_decay if group["decays"] else 0.0,
@@ -29,18 +83,17 @@ def make_adamw(groups: list[dict[str, Any]], training: TrainingSection) -> torch
         for group in groups
         if group["params"]
     ]
-    fused = {parameter.device.type for group in kept for parameter in group["params"]} <= FUSED_DEVICES
-    return torch.optim.AdamW(
-        kept,
-        lr=training.learning_rate,
-        betas=(training.adam_beta1, training.adam_beta2),
-        eps=training.adam_epsilon,
-        fused=fused or None,
-        foreach=None if fused else True,
-    )
 
 
-def set_fresh_state(optimizer: torch.optim.Optimizer, parameter: Tensor, step: int) -> None:
+def _options(training: TrainingSection) -> dict[str, Any]:
+    return {"lr": training.learning_rate, "betas": (training.adam_beta1, training.adam_beta2), "eps": training.adam_epsilon}
+
+
+def _all_fused(groups: list[dict[str, Any]]) -> bool:
+    return {parameter.device.type for group in groups for parameter in group["params"]} <= FUSED_DEVICES
+
+
+def set_fresh_state(optimizer: torch.optim.Optimizer | LeanAdamW, parameter: Tensor, step: int) -> None:
     """Zero moments and a step count for ``parameter``, as torch itself would make them."""
     fused = bool(optimizer.defaults["fused"])
     optimizer.state[parameter] = {

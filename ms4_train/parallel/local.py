@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ms4_train.config.schema import TrainingSection
 from ms4_train.errors import TrainingError
-from ms4_train.parallel.adamw import make_adamw, set_fresh_state, set_learning_rate
+from ms4_train.parallel.adamw import make_lean_adamw, set_fresh_state, set_learning_rate
 from ms4_train.parallel.interface import ParameterState
 from ms4_train.parallel.mesh import Mesh
 from ms4_train.parallel.parameters import (
@@ -52,7 +52,7 @@ class LocalEngine:
             {"params": [m for t, m in zip(self._trained, self._masters, strict=True) if t.decays == decays], "decays": decays}
             for decays in (True, False)
         ]
-        self._optimizer = make_adamw(groups, training)
+        self._optimizer = make_lean_adamw(groups, training)
         for master in self._masters:
             set_fresh_state(self._optimizer, master, 0)
 
@@ -73,7 +73,7 @@ class LocalEngine:
             torch.nn.utils.clip_grads_with_norm_(self._masters, max_grad_norm, torch.tensor(norm))
         set_learning_rate(self._optimizer, learning_rate)
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad()
         self._refresh_parameters()
         return norm
 

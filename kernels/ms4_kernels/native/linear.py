@@ -27,15 +27,14 @@ def linear(x: Tensor, weight_oi: Tensor) -> Tensor:
     rows = x.numel() // max(x.shape[-1], 1)
     if not serves(x, weight_oi) or rows < _LEAST_ROWS or rows * weight_oi.numel() < _LEAST_WORK:
         return F.linear(x, weight_oi)
-    return _Linear.apply(x, weight_oi)  # type: ignore[return-value]
+    return _Linear.apply(x.contiguous(), weight_oi)  # type: ignore[return-value]
 
 
 def serves(x: Tensor, weight_oi: Tensor) -> bool:
-    """Whether both are contiguous fp32 on a CPU, outside autocasting, and there is a library."""
+    """Whether both are fp32 on a CPU, the weight contiguous, outside autocasting, and there is a library."""
     return (
         x.device.type == weight_oi.device.type == "cpu"
         and x.dtype == weight_oi.dtype == torch.float32
-        and x.is_contiguous()
         and weight_oi.is_contiguous()
         and not torch.is_autocast_enabled("cpu")
         and library() is not None
@@ -47,7 +46,7 @@ def lora_linear(x: Tensor, weight_oi: Tensor, a_ri: Tensor, b_or: Tensor, scale:
 
     All fp32 and contiguous on a CPU: :func:`serves_lora` says whether.
     """
-    return _LoraLinear.apply(x, weight_oi, a_ri, b_or, scale)  # type: ignore[return-value]
+    return _LoraLinear.apply(x.contiguous(), weight_oi, a_ri, b_or, scale)  # type: ignore[return-value]
 
 
 def serves_lora(x: Tensor, weight_oi: Tensor, a_ri: Tensor, b_or: Tensor) -> bool:

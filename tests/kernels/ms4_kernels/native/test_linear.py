@@ -49,6 +49,7 @@ def test_what_is_left_to_torch():
     x, weight_oi = torch.randn(200, 128), torch.randn(96, 128)
     assert not serves(x.double(), weight_oi.double())
     assert not serves(x, torch.randn(128, 96).t())
+    assert torch.equal(linear(torch.cat((x, x), dim=1)[:, :128], weight_oi), linear(x, weight_oi))  # part of wider rows
     assert not serves(x.to("meta"), weight_oi.to("meta"))
     with torch.autocast("cpu"):
         assert not serves(x, weight_oi)
