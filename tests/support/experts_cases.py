@@ -304,9 +304,12 @@ def _broken(name: str, got: Tensor, plain: Tensor, wide: Tensor, factor: float, 
 @contextmanager
 def poisoned() -> Iterator[None]:
     """Fill new memory (``torch.empty``) with nan, or the largest integer: what a kernel fails to write then shows."""
-    before = torch.are_deterministic_algorithms_enabled()
+    settings = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = True  # some libraries switch it off for the whole process
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0])
+        settings.fill_uninitialized_memory = before[1]
