@@ -106,7 +106,7 @@ def compare(name: str, config: TextConfig, lengths: Sequence[int], repeats: int,
 
 def main() -> None:
     """Runs all cases."""
-    options = support.arguments(__doc__, "train_step.json", default_repeats=7)
+    options = support.arguments(__doc__, "bench_train_step.json", default_repeats=7)
     cases = [
         compare("32 experts, d=128, 12 documents of 30-200", support.tiny_config(), MIXED_LENGTHS, options.repeats),
         compare("32 experts, d=128, 8 documents of 128", support.tiny_config(), EQUAL_LENGTHS, options.repeats),

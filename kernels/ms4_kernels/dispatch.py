@@ -27,7 +27,7 @@ def choose(operation: str, backend: Backend, tensor: Tensor, *, has_kernel: bool
 
     Args:
         operation: named in the log: ``experts``, ``routing``.
-        backend: ``auto`` takes Triton on a CUDA or ROCm device and the CPU path, which is plain torch, everywhere else.
+        backend: ``auto`` takes Triton on a CUDA or ROCm device and the CPU path everywhere else.
         tensor: whose device and type decide.
         has_kernel: False where this call is of a kind that the operation's kernels do not serve.
 

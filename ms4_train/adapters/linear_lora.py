@@ -9,7 +9,6 @@ Not covered: DoRA, several adapters on one layer.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from ms4_kernels.native.linear import lora_linear, serves_lora
@@ -54,14 +53,19 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last axis."""
-        plain = type(self.base_layer) is Linear and (isinstance(self.dropout, nn.Identity) or not self.training)
-        if plain and serves_lora(x, self.base_layer.weight, self.a_ri, self.b_or):
+        if self._is_plain() and serves_lora(x, self.base_layer.weight, self.a_ri, self.b_or):
             return lora_linear(x, self.base_layer.weight, self.a_ri, self.b_or, self.scale)
         y = self.base_layer(x)
         low = self.lora_A[ADAPTER_NAME](self.dropout(x.to(self.a_ri.dtype)))
         return (y + self.lora_B[ADAPTER_NAME](low) * self.scale).to(y.dtype)
 
-    @torch.no_grad()
+    def _is_plain(self) -> bool:
+        """Whether nothing stands between the products: no dropout, no base of another kind, no hook that wants to see a layer called."""
+        layers = (self.base_layer, self.lora_A[ADAPTER_NAME], self.lora_B[ADAPTER_NAME])
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        is_still = isinstance(self.dropout, nn.Identity) or not self.training
+        return type(self.base_layer) is Linear and is_still and not any(getattr(layer, kind) for layer in layers for kind in hooks)
+
     def extra_repr(self) -> str:
         """Rank and scale."""
         return f"rank={self.a_ri.shape[0]}, scale={self.scale:g}"

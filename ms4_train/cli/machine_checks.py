@@ -126,7 +126,10 @@ def check_cpu_kernels() -> list[Check]:
 
     loaded = library()
     if loaded is None:
-        return [Check("CPU kernels", "warn", f"plain torch, about half as fast: {why_not()}", "install a C compiler, or set CC to one")]
+        reason = why_not()
+        fix = "unset MS4_NATIVE" if "MS4_NATIVE=0" in reason else "install a C compiler, or set CC to one"
+        fix = "set MS4_NATIVE_CACHE to a folder that is yours alone" if "MS4_NATIVE_CACHE" in reason else fix
+        return [Check("CPU kernels", "warn", f"plain torch, about half as fast: {reason}", fix)]
     return [Check("CPU kernels", "ok", f"compiled for this processor, {lanes(loaded)} numbers to a vector")]
 
 

@@ -1,7 +1,8 @@
 """Packed attention by the compiled CPU kernels (``ms4_kernels/native/attention.c``): one call forward and one backward.
 
-Queries, keys and values are read where they lie and are all that is saved; memory is linear in the tokens, but for the transposed keys of
-one head. Sums are made in one order whatever the number of threads. Types narrower than fp32 are computed in fp32.
+Queries, keys and values are read where they lie and are all that is saved. Beside them each thread holds the transposed keys and values of
+one head and 48 rows of scores twice, all as long as the longest document: linear in its tokens.
+Sums are made in one order whatever the number of threads. Types narrower than fp32 are computed in fp32.
 Exercise it: ``pytest tests/kernels/ms4_kernels/attention/test_native.py``.
 
 Shape suffixes: t tokens, h heads, x key width, v value width.
@@ -18,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from ms4_kernels.attention.documents import PackedDocuments
 from ms4_kernels.native import library
+from ms4_kernels.native.library import readable
 
 _INT, _LONG, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
@@ -35,8 +37,8 @@ class _Attention(ctypes.Structure):
 
 
 def serves(query_thx: Tensor) -> bool:
-    """Whether the compiled kernels take tensors like this one: at most fp32, on a CPU, and a library there."""
-    return query_thx.device.type == "cpu" and query_thx.dtype in (torch.float32, torch.bfloat16, torch.float16) and library() is not None
+    """Whether the compiled kernels take tensors like this one: plain, at most fp32, on a CPU, and a library there."""
+    return query_thx.dtype in (torch.float32, torch.bfloat16, torch.float16) and readable(query_thx) and library() is not None
 
 
 def attention_native(query_thx: Tensor, key_thx: Tensor, value_thv: Tensor, documents: PackedDocuments, scale: float) -> Tensor:

@@ -7,6 +7,8 @@ Shape suffixes: t tokens, k experts per token, e experts, r LoRA rank, d hidden,
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,11 +17,13 @@ from torch import Tensor
 from ms4_kernels.dispatch import Backend, choose
 from ms4_kernels.moe.cpu import experts_cpu
 from ms4_kernels.moe.lora import ExpertLora
-from ms4_kernels.moe.native import experts_native, serves
+from ms4_kernels.moe.native import against, experts_native
 from ms4_kernels.moe.reference import experts_reference
 from ms4_kernels.quantised import QuantisedWeight
 
 __all__ = ["Backend", "ExpertLora", "experts"]
+
+_LOG = logging.getLogger("ms4_kernels")
 
 
 def experts(
@@ -62,12 +66,26 @@ def experts(
     chosen = choose("experts", backend, hidden_td)
     if chosen == "reference":
         return experts_reference(*arguments, adapter_t=adapter_t)
-    implementation: Any = experts_native if chosen == "cpu" and serves(hidden_td, gate_up_eid, down_edn) else experts_cpu
+    implementation: Any = experts_cpu
+    if chosen == "cpu":
+        others = (expert_ids_tk, weights_tk, adapter_t, *(() if lora is None else lora.stacks))
+        reason = against(hidden_td, gate_up_eid, down_edn, *others)
+        _say(hidden_td.device.type, reason)
+        implementation = experts_cpu if reason else experts_native
     if chosen == "triton":
         from ms4_kernels.moe.triton.experts import experts_triton  # Triton is optional
 
         implementation = experts_triton
     return implementation(*arguments, adapter_t=adapter_t, recompute=recompute)
+
+
+@cache
+def _say(device: str, reason: str) -> None:
+    """Log, once for each reason, which of the CPU paths runs."""
+    if device == "cpu":
+        _LOG.info(
+            "experts operation on the CPU: %s", f"plain torch, as the compiled kernels cannot: {reason}" if reason else "compiled kernels"
+        )
 
 
 def _check_lora(gate_up_eid: torch.Size, down_edn: torch.Size, lora: ExpertLora | None, dtype: torch.dtype) -> None:
@@ -111,5 +129,8 @@ def _check_shapes(
     for stack in (gate_up_eid, down_edn):
         if isinstance(stack, Tensor) and stack.dtype != hidden_td.dtype:
             raise ValueError(f"hidden is {hidden_td.dtype}, a stack is {stack.dtype}")
+    devices = {str(x.device) for x in (hidden_td, gate_up_eid, down_edn, expert_ids_tk, weights_tk)}
+    if len(devices) > 1:
+        raise ValueError(f"tensors on several devices: {', '.join(sorted(devices))}")
     if expert_ids_tk.shape != weights_tk.shape or expert_ids_tk.shape[0] != hidden_td.shape[0]:
         raise ValueError(f"ids {list(expert_ids_tk.shape)} and weights {list(weights_tk.shape)} do not fit {hidden_td.shape[0]} tokens")

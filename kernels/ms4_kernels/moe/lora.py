@@ -35,6 +35,11 @@ class ExpertLora:
             raise ValueError("down_a_ern and down_b_edr must be given together")
 
     @property
+    def stacks(self) -> tuple[Tensor | None, ...]:
+        """A and B of gate-up, A and B of down."""
+        return (self.gate_up_a_erd, self.gate_up_b_eir, self.down_a_ern, self.down_b_edr)
+
+    @property
     def num_adapters(self) -> int:
         """L of stacks with a leading adapter axis; 0 for a single adapter without one."""
         stack = self.gate_up_a_erd if self.gate_up_a_erd is not None else self.down_a_ern
@@ -42,6 +47,5 @@ class ExpertLora:
 
     def adapter(self, index: int) -> ExpertLora:
         """One of several adapters; views."""
-        stacks = (self.gate_up_a_erd, self.gate_up_b_eir, self.down_a_ern, self.down_b_edr)
-        parts = [None if stack is None else stack[index] for stack in stacks]
+        parts = [None if stack is None else stack[index] for stack in self.stacks]
         return ExpertLora(*parts, gate_up_scale=self.gate_up_scale, down_scale=self.down_scale)

@@ -20,7 +20,8 @@ from torch.autograd.function import once_differentiable
 from ms4_kernels.moe.arguments import Parameter, flatten, restore
 from ms4_kernels.moe.lora import ExpertLora
 from ms4_kernels.moe.native_call import NativeCall
-from ms4_kernels.native import library
+from ms4_kernels.native import library, why_not
+from ms4_kernels.native.library import readable
 from ms4_kernels.quantised import QuantisedWeight
 from ms4_kernels.routing.sorting import ExpertOrder, sort_by_expert
 
@@ -32,15 +33,20 @@ class _Options(NamedTuple):
     saves: bool
 
 
-def serves(hidden_td: Tensor, gate_up_eid: Tensor | QuantisedWeight, down_edn: Tensor | QuantisedWeight) -> bool:
-    """Whether the compiled kernels take this call: fp32 or bf16 on a CPU, each expert's matrix contiguous, and a library there."""
-    dense = [stack for stack in (gate_up_eid, down_edn) if isinstance(stack, Tensor)]
-    return (
-        hidden_td.device.type == "cpu"
-        and hidden_td.dtype in (torch.float32, torch.bfloat16)
-        and all(stack.stride()[1:] == (stack.shape[2], 1) for stack in dense)
-        and library() is not None
-    )
+def against(hidden_td: Tensor, gate_up_eid: Tensor | QuantisedWeight, down_edn: Tensor | QuantisedWeight, *others: Tensor | None) -> str:
+    """Why the compiled kernels do not take this call; empty where they do.
+
+    They want plain tensors in the CPU's memory, fp32 or bf16, and each expert's matrix contiguous.
+    """
+    stacks = (gate_up_eid, down_edn)
+    parts = [part for stack in stacks for part in ([stack] if isinstance(stack, Tensor) else stack.tensors)]
+    if hidden_td.dtype not in (torch.float32, torch.bfloat16):
+        return f"they compute fp32 and bf16, not {str(hidden_td.dtype).removeprefix('torch.')}"
+    if not readable(hidden_td, *parts, *others):
+        return "a tensor is not a plain one in the CPU's memory"
+    if any(isinstance(stack, Tensor) and stack.stride()[1:] != (stack.shape[2], 1) for stack in stacks):
+        return "an expert's matrix is not contiguous"
+    return "" if library() is not None else why_not()
 
 
 def experts_native(
@@ -54,7 +60,7 @@ def experts_native(
     adapter_t: Tensor | None = None,
     recompute: bool = False,
 ) -> Tensor:
-    """Apply the experts. Arguments as for :func:`ms4_kernels.moe.experts`, of a kind that :func:`serves` accepts."""
+    """Apply the experts. Arguments as for :func:`ms4_kernels.moe.experts`, of a kind that :func:`against` has nothing against."""
     lora = lora or ExpertLora()
     parameters = (gate_up_eid, lora.gate_up_a_erd, lora.gate_up_b_eir, down_edn, lora.down_a_ern, lora.down_b_edr)
     differentiable = (hidden_td, weights_tk, *parameters)

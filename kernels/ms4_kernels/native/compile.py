@@ -46,20 +46,41 @@ def compiled(source: str = "kernels.c", *, own_openmp: bool = False) -> Path:
     linking = [*_unresolved_allowed(), *(threads if own_openmp else [])]
     options = [*_OPTIONS, *threads, "linked with", *linking]
     target = folder / f"{Path(source).stem}-{_fingerprint(compiler, options)}.so"
-    if target.is_file():
+    if _is_whole(target):
         return target
     with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as building:
         built, result = Path(building) / "object.o", Path(building) / "library.so"
         _run([*compiler, *_OPTIONS, *threads, "-c", str(SOURCES / source), "-o", str(built)])
         _run([*compiler, "-shared", str(built), "-o", str(result), *linking])
-        result.replace(target)
+        _put(target.with_suffix(".sha256"), hashlib.sha256(result.read_bytes()).hexdigest().encode())
+        _put(target, result.read_bytes())
     return target
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether a library is there and is what was written: loading half of one would kill the process."""
+    try:
+        return hashlib.sha256(target.read_bytes()).hexdigest() == target.with_suffix(".sha256").read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _put(target: Path, content: bytes) -> None:
+    """Write a file beside its place, to the disk, and move it there."""
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix="building-", delete=False) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).replace(target)
 
 
 def find_compiler() -> list[str]:
     """The command of a C compiler: ``CC``, or the first of cc, gcc and clang on the path."""
     chosen = os.environ.get("CC")
-    names = [shlex.split(chosen)] if chosen and chosen.strip() else [["cc"], ["gcc"], ["clang"]]
+    try:
+        names = [shlex.split(chosen)] if chosen and chosen.strip() else [["cc"], ["gcc"], ["clang"]]
+    except ValueError as error:
+        raise CompileError(f"CC={chosen}: {error}") from error
     for command in names:
         if shutil.which(command[0]):
             return command
@@ -73,15 +94,17 @@ def cache_folder() -> Path:
         CompileError: it cannot be made, or others may write to it: a library planted there would be run.
     """
     base = os.environ.get("MS4_NATIVE_CACHE")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    folder = Path(base).expanduser() if base else cache / "ms4_kernels"
+    folder = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ms4_kernels"
     try:
+        folder = folder.expanduser()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # without a home folder to speak of, expanduser raises the second
         raise CompileError(f"no cache folder at {folder}: {error}; set MS4_NATIVE_CACHE") from error
     if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
-        raise CompileError(f"others may write to {folder}; set MS4_NATIVE_CACHE to a folder that is yours alone")
+        raise CompileError(
+            f"{folder} belongs to another user, or others may write to it; set MS4_NATIVE_CACHE to a folder that is yours alone"
+        )
     return folder
 
 
@@ -111,7 +134,9 @@ def _unresolved_allowed() -> list[str]:
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False, stdin=subprocess.DEVNULL)
+        result = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False, stdin=subprocess.DEVNULL
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CompileError(f"{shlex.join(command)}: {error}") from error
     if result.returncode:

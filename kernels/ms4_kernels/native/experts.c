@@ -172,6 +172,7 @@ static void combine(const Call *call, const float *weights) {
 #pragma omp parallel for schedule(static) num_threads(call->threads)
     for (int t = 0; t < call->tokens; t++) {
         float *out = call->out + (int64_t)t * d;
+        if (slots == 0) memset(out, 0, 4 * (size_t)d);
         for (int k = 0; k < slots; k++) {
             const float *row = call->rows_out + call->row[(int64_t)t * slots + k] * d;
             float weight = weights ? weights[(int64_t)t * slots + k] : 1.0f;
@@ -318,7 +319,8 @@ int ms4_experts_backward(const Call *call) {
     int32_t *first_of = malloc(sizeof(int32_t) * (size_t)(call->experts + 1));
     Chunk *chunks = first_of ? list_chunks(call, first_of) : 0;
     int failed = !chunks, number = chunks ? first_of[call->experts] : 0;
-    int adds_up = call->dgate_up || call->dgate_up_half || call->ddown || call->ddown_half || call->da_up || call->da_down;
+    int adds_up = call->dgate_up || call->dgate_up_half || call->ddown || call->ddown_half || call->da_up || call->db_up || call->da_down ||
+                  call->db_down;
 #pragma omp parallel num_threads(call->threads) reduction(| : failed)
     {
         Scratch s;

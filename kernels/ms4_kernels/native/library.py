@@ -13,6 +13,9 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.nn import Parameter
 
 from ms4_kernels.native.compile import CompileError, compiled
 
@@ -27,6 +30,16 @@ def library() -> ctypes.CDLL | None:
 def why_not() -> str:
     """Why there are none; empty where there are."""
     return _load()[1]
+
+
+def readable(*tensors: Tensor | None) -> bool:
+    """Whether all (None aside) are plain tensors in the CPU's memory, whose address may be handed out.
+
+    Not so for tensors on other devices, distributed, sparse and fake ones, nor for those that ``torch.func`` wraps.
+    """
+    present = [tensor for tensor in tensors if tensor is not None]
+    plain = all(type(x) in (Tensor, Parameter) and x.device.type == "cpu" and x.layout == torch.strided for x in present)
+    return plain and not any(is_functorch_wrapped_tensor(x) for x in present)
 
 
 def lanes(loaded: ctypes.CDLL) -> int:
@@ -58,10 +71,12 @@ def product(loaded: ctypes.CDLL, left_mk: Tensor, right_kn: Tensor, out_mn: Tens
 @cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
     if os.environ.get("MS4_NATIVE") == "0":
+        _LOG.info("compiled CPU kernels are left out: MS4_NATIVE=0")
         return None, "MS4_NATIVE=0"
     try:
         loaded = _open()
-        _prove(loaded)
+        with unset_fake_temporarily():
+            _prove(loaded)
     except (CompileError, OSError, AttributeError) as error:
         _LOG.warning("compiled CPU kernels are not used (%s): the experts run on plain torch, about half as fast", error)
         return None, str(error)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ms4_kernels.native.library import library
+from ms4_kernels.native.library import library, readable
 from ms4_kernels.native.matmul import product_nn, product_nt, product_tn, run_lora
 
 _LEAST_ROWS = 64
@@ -31,10 +31,12 @@ def linear(x: Tensor, weight_oi: Tensor) -> Tensor:
 
 
 def serves(x: Tensor, weight_oi: Tensor) -> bool:
-    """Whether both are fp32 on a CPU, the weight contiguous, outside autocasting, and there is a library."""
+    """Whether both are plain fp32 on a CPU and fit, the weight contiguous, outside autocasting, and there is a library."""
     return (
-        x.device.type == weight_oi.device.type == "cpu"
-        and x.dtype == weight_oi.dtype == torch.float32
+        x.dtype == weight_oi.dtype == torch.float32
+        and weight_oi.ndim == 2
+        and x.shape[-1] == weight_oi.shape[1]  # if not, torch says so
+        and readable(x, weight_oi)
         and weight_oi.is_contiguous()
         and not torch.is_autocast_enabled("cpu")
         and library() is not None
@@ -53,8 +55,10 @@ def serves_lora(x: Tensor, weight_oi: Tensor, a_ri: Tensor, b_or: Tensor) -> boo
     """Whether :func:`lora_linear` serves, and pays, for these."""
     rows = x.numel() // max(x.shape[-1], 1)
     enough = rows >= _LEAST_ROWS and rows * weight_oi.numel() >= _LEAST_WORK
-    factors = all(factor.dtype == torch.float32 and factor.is_contiguous() for factor in (a_ri, b_or))
-    return enough and factors and serves(x, weight_oi)
+    factors = all(factor.dtype == torch.float32 and factor.is_contiguous() for factor in (a_ri, b_or)) and readable(a_ri, b_or)
+    rank = a_ri.shape[0]
+    fit = a_ri.shape == (rank, weight_oi.shape[1]) and b_or.shape == (weight_oi.shape[0], rank)
+    return enough and factors and fit and serves(x, weight_oi)
 
 
 class _LoraLinear(torch.autograd.Function):

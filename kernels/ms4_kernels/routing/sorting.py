@@ -91,7 +91,8 @@ def _segments(expert_ids_tk: Tensor, num_experts: int, adapter_t: Tensor | None,
     if adapter_t is None:
         return expert_ids_tk.reshape(-1), num_experts
     _check_range("adapter", adapter_t, -1, num_adapters, f"a batch of {num_adapters} adapters")
-    segment_tk = expert_ids_tk * (num_adapters + 1) + (adapter_t + 1).unsqueeze(1)
+    # As int64: a narrow type could not hold the product.
+    segment_tk = expert_ids_tk.long() * (num_adapters + 1) + (adapter_t + 1).unsqueeze(1)
     return segment_tk.reshape(-1), num_experts * (num_adapters + 1)
 
 

@@ -67,6 +67,16 @@ def test_fused_where_nothing_stands_between():
     assert "LoraLinear" in type(dropping.eval()(x).grad_fn).__name__
 
 
+@needs_library
+@pytest.mark.parametrize("part", ["base_layer", "lora_A.default", "lora_B.default"])
+def test_hooks_see_their_layers_called(part):
+    ours, _ = pair()
+    seen = []
+    ours.get_submodule(part).register_forward_hook(lambda *arguments: seen.append(part))
+    ours(torch.randn(1000, 96))
+    assert seen == [part]
+
+
 def test_a_fresh_adapter_changes_no_bit():
     base = Linear(96, 128)
     x = torch.randn(1000, 96)

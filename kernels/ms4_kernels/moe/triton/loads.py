@@ -16,6 +16,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+FP32_RANK = tl.constexpr(16)
+"""Terms of a low-rank product in fp32 that are taken at a time."""
+
 
 @triton.jit
 def locate_tile(segment_ptr, start_ptr, stop_ptr, num_m, num_n, GROUP_M: tl.constexpr) -> tuple:
@@ -202,20 +205,56 @@ def add_low_rank(
 ):
     """Add rows ``low`` [R, RANK] times columns ``n_start ..`` of one LoRA factor, stored [N, RANK] if K_INNER, else [RANK, N].
 
-    The LoRA scale is already in ``low``.
+    The LoRA scale is already in ``low``. Exact fp32 products hold whole operands in registers, which a large rank would overfill: they take
+    the rank in parts, one after another.
     """
+    DTYPE: tl.constexpr = low_ptr.dtype.element_ty
+    if DTYPE == tl.float32 and BLOCK_RANK > FP32_RANK:
+        for p_start in tl.range(0, RANK, FP32_RANK, num_stages=1):
+            acc = _add_terms(
+                acc, low_ptr, factor_ptr, source_m, p_start, n_start, N,
+                RANK, K_INNER, SWAP, PRECISION, RANK % FP32_RANK == 0, EVEN_N, FP32_RANK, BLOCK_N,
+            )  # fmt: skip
+    else:
+        acc = _add_terms(
+            acc, low_ptr, factor_ptr, source_m, 0, n_start, N,
+            RANK, K_INNER, SWAP, PRECISION, RANK == BLOCK_RANK, EVEN_N, BLOCK_RANK, BLOCK_N,
+        )  # fmt: skip
+    return acc
+
+
+@triton.jit
+def _add_terms(
+    acc,
+    low_ptr,
+    factor_ptr,
+    source_m,
+    p_start,
+    n_start,
+    N,
+    RANK: tl.constexpr,
+    K_INNER: tl.constexpr,
+    SWAP: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EVEN_RANK: tl.constexpr,
+    EVEN_N: tl.constexpr,
+    BLOCK_RANK: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Add the terms ``p_start`` .. ``p_start + BLOCK_RANK - 1`` of the sum over the rank."""
     p_p = tl.arange(0, BLOCK_RANK)[None, :]
-    EVEN_RANK: tl.constexpr = RANK == BLOCK_RANK
-    low_mp = load_rows(low_ptr + source_m[:, None] * RANK + p_p, 0, RANK, EVEN_RANK, BLOCK_RANK)
+    low_mp = load_rows(low_ptr + source_m[:, None] * RANK + p_p, p_start, RANK, EVEN_RANK, BLOCK_RANK)
     DTYPE: tl.constexpr = low_ptr.dtype.element_ty
     if K_INNER:
         factor_oi = load_weight_tile(
-            factor_ptr, None, None, 0, n_start, 0, N, RANK, DTYPE, "dense", 1, True, False, EVEN_N, EVEN_RANK, BLOCK_N, BLOCK_RANK
-        )
+            factor_ptr, None, None, 0, n_start, p_start, N, RANK,
+            DTYPE, "dense", 1, True, False, EVEN_N, EVEN_RANK, BLOCK_N, BLOCK_RANK,
+        )  # fmt: skip
     else:
         factor_oi = load_weight_tile(
-            factor_ptr, None, None, 0, 0, n_start, RANK, N, DTYPE, "dense", 1, True, False, EVEN_RANK, EVEN_N, BLOCK_RANK, BLOCK_N
-        )
+            factor_ptr, None, None, 0, p_start, n_start, RANK, N,
+            DTYPE, "dense", 1, True, False, EVEN_RANK, EVEN_N, BLOCK_RANK, BLOCK_N,
+        )  # fmt: skip
     return multiply(low_mp, factor_oi, acc, K_INNER, SWAP, PRECISION)
 
 

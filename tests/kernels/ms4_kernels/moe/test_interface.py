@@ -9,6 +9,10 @@ import torch
 
 from ms4_kernels.dispatch import _choose
 from ms4_kernels.moe import ExpertLora, experts
+from ms4_kernels.moe.interface import _say
+from ms4_kernels.native import library, why_not
+
+DOUBLES = {"hidden_td": torch.zeros(6, 4), "gate_up_eid": torch.zeros(3, 10, 4), "down_edn": torch.zeros(3, 4, 5)}
 
 
 @pytest.fixture
@@ -30,11 +34,19 @@ def test_backends_agree(call):
 
 def test_choice_is_logged_once(call, caplog):
     _choose.cache_clear()
+    _say.cache_clear()
     with caplog.at_level(logging.INFO, logger="ms4_kernels"):
         call()
         call()
+        call(**{name: value.double() for name, value in DOUBLES.items()})
     messages = [record.getMessage() for record in caplog.records if "experts operation" in record.getMessage()]
-    assert messages == ["experts operation: cpu backend on cpu, float32"]
+    compiled = "compiled kernels" if library() else f"plain torch, as the compiled kernels cannot: {why_not()}"
+    assert messages == [
+        "experts operation: cpu backend on cpu, float32",
+        f"experts operation on the CPU: {compiled}",
+        "experts operation: cpu backend on cpu, float64",
+        "experts operation on the CPU: plain torch, as the compiled kernels cannot: they compute fp32 and bf16, not float64",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -48,6 +60,8 @@ def test_choice_is_logged_once(call, caplog):
         ({"lora": ExpertLora(torch.zeros(6, 2, 4), torch.zeros(6, 10, 2))}, "does not fit a stack"),  # of all experts beside a rank's share
         ({"lora": ExpertLora(torch.zeros(3, 2, 4), torch.zeros(3, 10, 3))}, "does not fit a stack"),
         ({"lora": ExpertLora(None, None, torch.zeros(3, 2, 5).bfloat16(), torch.zeros(3, 4, 2))}, "for hidden states of torch.float32"),
+        ({"gate_up_eid": torch.zeros(3, 10, 4, device="meta")}, "several devices: cpu, meta"),
+        ({"weights_tk": torch.zeros(6, 2, device="meta")}, "several devices: cpu, meta"),
         ({"weights_tk": torch.zeros(6, 3)}, "do not fit 6 tokens"),
         ({"expert_ids_tk": torch.zeros(5, 2, dtype=torch.int64), "weights_tk": torch.zeros(5, 2)}, "do not fit 6 tokens"),
         ({"expert_ids_tk": torch.full((6, 2), 3)}, "expert id 3 in a layer of 3 experts"),

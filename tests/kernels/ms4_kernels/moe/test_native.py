@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
 from support.quantised import fp8_weight, nvfp4_weight
 
 from ms4_kernels.moe import ExpertLora
-from ms4_kernels.moe.native import experts_native, serves
+from ms4_kernels.moe.native import against, experts_native
 from ms4_kernels.moe.reference import experts_reference
 from ms4_kernels.native import library
-from ms4_kernels.quantised import QuantisedWeight
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler")
 
@@ -190,11 +190,36 @@ def test_experts_beyond_2_to_the_31_elements():
 
 def test_what_is_served():
     hidden_td, gate_up, down = torch.randn(3, D), torch.randn(E, 2 * N, D), torch.randn(E, D, N)
-    assert serves(hidden_td, gate_up, down)
-    assert not serves(hidden_td.double(), gate_up, down)
-    assert not serves(hidden_td, torch.randn(E, D, 2 * N).transpose(1, 2), down)
-    assert isinstance(fp8_weight(E, 2 * N, D), QuantisedWeight)
-    assert serves(hidden_td, fp8_weight(E, 2 * N, D), down)
+    assert not against(hidden_td, gate_up, down)
+    assert not against(hidden_td, fp8_weight(E, 2 * N, D), down)
+    assert "not float64" in against(hidden_td.double(), gate_up, down)
+    assert "contiguous" in against(hidden_td, torch.randn(E, D, 2 * N).transpose(1, 2), down)
+    nowhere = torch.ones(1).to("meta")
+    for meta in ((hidden_td.to("meta"), gate_up, down), (hidden_td, gate_up.to("meta"), down), (hidden_td, gate_up, down, nowhere)):
+        assert "plain one in the CPU's memory" in against(*meta)
+
+
+@pytest.mark.parametrize("trained", [names for count in (1, 2, 3) for names in itertools.combinations(FACTORS, count)], ids=" ".join)
+def test_any_part_of_an_adapter_may_be_trained(trained):
+    """An expert's rows fill three chunks, whose gradients must add up whichever of them are wanted."""
+    ids_tk = torch.cat((torch.full((300, 1), 3), torch.randint(0, E, (20, 1))))
+    inputs = make_inputs(ids_tk, torch.float32, trained=False)
+    for name in FACTORS:
+        getattr(inputs[-1], name).requires_grad_(name in trained)
+
+    def run(function, inputs):
+        *tensors, lora = inputs
+        out_td = function(*tensors[:3], ids_tk, tensors[3], lora)
+        return torch.autograd.grad((out_td * torch.linspace(-1, 1, D, dtype=out_td.dtype)).sum(), [getattr(lora, name) for name in trained])
+
+    exact = run(experts_reference, widen(inputs))
+    for ours, truth in zip(run(experts_native, inputs), exact, strict=True):
+        assert (ours - truth).norm() <= 1e-5 * truth.norm()  # fp32, sums of 300 rows
+
+
+def test_no_slots_give_zeros():
+    hidden_td, gate_up, down, _, _ = make_inputs(ROUTINGS["spread"](), torch.float32)
+    assert not experts_native(hidden_td, gate_up, down, torch.empty(61, 0, dtype=torch.int64), torch.empty(61, 0)).any()
 
 
 def test_second_derivatives_are_refused():

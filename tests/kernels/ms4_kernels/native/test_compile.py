@@ -27,7 +27,7 @@ def folder(tmp_path, monkeypatch):
 @needs_compiler
 def test_compiles_once(folder, monkeypatch):
     first = compiled()
-    assert list(folder.iterdir()) == [first]  # and leaves nothing else behind
+    assert sorted(folder.iterdir()) == sorted([first, first.with_suffix(".sha256")])  # and leaves nothing else behind
     stamp = first.stat().st_mtime_ns
     assert compiled() == first
     assert first.stat().st_mtime_ns == stamp
@@ -61,7 +61,43 @@ def test_processes_that_start_at_once(folder, tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path)]
     processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [process.communicate(timeout=120)[0].strip() for process in processes] == ["8"] * 3
-    assert len(list(folder.iterdir())) == 1
+    assert len(list(folder.iterdir())) == 2
+
+
+@needs_compiler
+@pytest.mark.parametrize("length", [0, 5000])
+def test_half_a_library_is_made_again(folder, length):
+    whole = compiled().read_bytes()
+    compiled().write_bytes(whole[:length])
+    assert compiled().read_bytes()[:4] == whole[:4]
+    assert compiled().stat().st_size > length
+
+
+@needs_compiler
+def test_what_a_compiler_says_may_be_in_any_encoding(folder, tmp_path, monkeypatch):
+    compiler = tmp_path / "strange-cc"
+    compiler.write_bytes(b"#!/bin/sh\nprintf '\\377\\376 no\\n' >&2\nexit 1\n")
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CC", str(compiler))
+    with pytest.raises(CompileError, match="strange-cc"):
+        compiled()
+
+
+def test_an_unbalanced_quote_in_cc_is_said(monkeypatch):
+    monkeypatch.setenv("CC", 'gcc "')
+    with pytest.raises(CompileError, match="CC=gcc"):
+        find_compiler()
+
+
+def test_a_user_without_home_is_told_what_to_set(monkeypatch):
+    def homeless(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("MS4_NATIVE_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.expanduser", homeless)
+    with pytest.raises(CompileError, match="set MS4_NATIVE_CACHE"):
+        cache_folder()
 
 
 def test_no_compiler_is_said(monkeypatch):

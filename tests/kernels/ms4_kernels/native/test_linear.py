@@ -99,3 +99,25 @@ def test_low_rank_needs_its_factors_in_fp32():
     assert serves_lora(x, weight_oi, a_ri, b_or) == (library() is not None)
     assert not serves_lora(x, weight_oi, a_ri.bfloat16(), b_or.bfloat16())
     assert not serves_lora(x[:3], weight_oi, a_ri, b_or)
+
+
+@pytest.mark.parametrize("bad", ["width", "a", "b"])
+def test_what_does_not_fit_is_left_to_torchs_own_error(bad):
+    x, weight_oi = torch.randn(512, 300 if bad == "width" else 256), torch.randn(200, 256)
+    a_ri, b_or = torch.randn(8, 16 if bad == "a" else 256), torch.randn(256 if bad == "b" else 200, 8)
+    assert not serves_lora(x, weight_oi, a_ri, b_or)
+    if bad == "width":
+        assert not serves(x, weight_oi)
+        with pytest.raises(RuntimeError, match="cannot be multiplied"):
+            linear(x, weight_oi)
+
+
+def test_what_has_no_memory_of_its_own_is_left_to_torch():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    x, weight_oi = torch.randn(512, 256), torch.randn(200, 256)
+    assert not serves_lora(x, weight_oi, torch.randn(8, 256, device="meta"), torch.randn(200, 8))
+    with FakeTensorMode() as mode:
+        assert linear(mode.from_tensor(x), mode.from_tensor(weight_oi)).shape == (512, 200)
+    gradient = torch.func.grad(lambda w: linear(x, w).square().sum())(weight_oi)
+    torch.testing.assert_close(gradient, 2 * (x @ weight_oi.t()).t() @ x, rtol=1e-4, atol=1e-1)  # fp32, sums of 512 products up to 1e3

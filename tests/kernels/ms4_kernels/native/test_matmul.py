@@ -64,3 +64,10 @@ def test_what_the_kernels_do_not_serve_goes_to_torch(monkeypatch):
     product_nn(torch.randn(5, 4).t(), weight_oi)
     monkeypatch.setattr(matmul, "_LEAST", 1 << 20)
     product_nt(x_ti, weight_oi)
+
+
+def test_what_does_not_fit_raises_torchs_error(monkeypatch):
+    monkeypatch.setattr(matmul, "_LEAST", 0)
+    for product, left, right in ((product_nt, (4, 6), (5, 7)), (product_nn, (4, 5), (6, 7)), (matmul.product_tn, (4, 5), (3, 7))):
+        with pytest.raises(RuntimeError):
+            product(torch.randn(left), torch.randn(right))

@@ -76,3 +76,11 @@ def test_shapes_that_do_not_fit_are_refused():
         sort_by_expert(torch.tensor([0, 1, 2]), 4)
     with pytest.raises(ValueError, match="not given for each token"):
         sort_by_expert(torch.tensor([[0, 1]]), 4, adapter_t=torch.tensor([0, 1]), num_adapters=2)
+
+
+def test_narrow_ids_do_not_overflow():
+    ids_tk, adapter_t = torch.randint(0, 100, (50, 2)), torch.randint(-1, 3, (50,))
+    expected = sort_by_expert(ids_tk, 100, adapter_t=adapter_t, num_adapters=3)
+    actual = sort_by_expert(ids_tk.to(torch.uint8), 100, adapter_t=adapter_t, num_adapters=3)
+    assert torch.equal(actual.pair_r, expected.pair_r)
+    assert torch.equal(actual.segment_ends_s, expected.segment_ends_s)
