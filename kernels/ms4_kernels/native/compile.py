@@ -102,9 +102,7 @@ def cache_folder() -> Path:
     except (OSError, RuntimeError) as error:  # without a home folder to speak of, expanduser raises the second
         raise CompileError(f"no cache folder at {folder}: {error}; set MS4_NATIVE_CACHE") from error
     if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
-        raise CompileError(
-            f"{folder} belongs to another user, or others may write to it; set MS4_NATIVE_CACHE to a folder that is yours alone"
-        )
+        raise CompileError(f"{folder} is another user's, or others may write to it; set MS4_NATIVE_CACHE to a folder that is yours alone")
     return folder
 
 

@@ -16,9 +16,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-FP32_RANK = tl.constexpr(16)
-"""Terms of a low-rank product in fp32 that are taken at a time."""
-
 
 @triton.jit
 def locate_tile(segment_ptr, start_ptr, stop_ptr, num_m, num_n, GROUP_M: tl.constexpr) -> tuple:
@@ -208,12 +205,12 @@ def add_low_rank(
     The LoRA scale is already in ``low``. Exact fp32 products hold whole operands in registers, which a large rank would overfill: they take
     the rank in parts, one after another.
     """
-    DTYPE: tl.constexpr = low_ptr.dtype.element_ty
-    if DTYPE == tl.float32 and BLOCK_RANK > FP32_RANK:
-        for p_start in tl.range(0, RANK, FP32_RANK, num_stages=1):
+    PART: tl.constexpr = 32  # pyright: ignore[reportAssignmentType]
+    if low_ptr.dtype.element_ty == tl.float32 and BLOCK_RANK > PART:
+        for p_start in tl.range(0, RANK, PART, num_stages=1):  # pyright: ignore[reportGeneralTypeIssues]
             acc = _add_terms(
                 acc, low_ptr, factor_ptr, source_m, p_start, n_start, N,
-                RANK, K_INNER, SWAP, PRECISION, RANK % FP32_RANK == 0, EVEN_N, FP32_RANK, BLOCK_N,
+                RANK, K_INNER, SWAP, PRECISION, RANK % PART == 0, EVEN_N, PART, BLOCK_N,
             )  # fmt: skip
     else:
         acc = _add_terms(

@@ -2,7 +2,7 @@
 
 Few rows per expert are bound by reading weights, and a tall tile would only compute padding; many are bound by the tensor cores, which
 want tall tiles. Tall enough for a tile to be worth it, and no taller: rows padded per expert are half a tile on average.
-Every tile of half precision that is listed here is compiled ahead of time by ``make kernels-report``: none spills registers.
+Every tile that is listed here is compiled ahead of time by ``make kernels-report``: none spills registers.
 Exercise it: ``pytest tests/kernels/ms4_kernels/moe/triton/test_tiles.py``.
 
 Not covered: measured tuning. The numbers of warps and stages are those whose registers and shared memory fit, not those that were fastest.
@@ -60,7 +60,8 @@ def padded_rank(rank: int) -> int:
 def up_tile(rows_per_expert: float, dtype: torch.dtype, kind: str = "dense") -> Tile:
     """The tile of the up-projection: two accumulators of ``block_m x block_n``, so a tile of H twice as wide."""
     if dtype == torch.float32:
-        return _single_precision(rows_per_expert)
+        # With four warps to 16 rows the compiler aims at one more program per multiprocessor and spills a few bytes for it.
+        return _single_precision(rows_per_expert, 2)
     if rows_per_expert >= _MANY and kind == "dense":
         return Tile(128, 128, 64, 8, 3, split=2)  # in one part the epilogue spills 12 bytes
     few = _few_rows(rows_per_expert)
@@ -122,6 +123,6 @@ def _few_rows(rows_per_expert: float) -> Tile | None:
     return Tile(rows, 64, 128, 4, 4, swap=True) if rows < _UNITS_ROWS else None
 
 
-def _single_precision(rows_per_expert: float) -> Tile:
+def _single_precision(rows_per_expert: float, warps_for_few: int = 4) -> Tile:
     """Exact fp32 products do not use the tensor cores: small tiles, whose accumulators leave room for the operands."""
-    return Tile(16 if rows_per_expert < 16 else 32, 32, 32, 4, 2)
+    return Tile(16, 32, 32, warps_for_few, 2) if rows_per_expert < 16 else Tile(32, 32, 32, 4, 2)

@@ -34,8 +34,30 @@ def test_every_tile_that_the_launcher_can_choose_is_listed(name, chooser, kind):
     assert listed == {(t.block_m, t.block_n, t.block_k, t.num_warps, t.num_stages, t.swap) for t in chosen}
 
 
+@pytest.mark.parametrize("kind", ["dense", "fp8", "nvfp4"])
+@pytest.mark.parametrize(
+    ("name", "chooser"), [("up", tiles.up_tile), ("down", tiles.grouped_tile), ("dx", tiles.grouped_tile), ("dh", tiles.dh_tile)]
+)
+@pytest.mark.parametrize("rank", [0, 16, 128])
+def test_every_tile_of_fp32_is_listed_with_every_rank(name, chooser, kind, rank):
+    chosen = {chooser(rows, torch.float32, kind) for rows in range(1, 3000)}
+    wanted = " ".join(["fp32", name] + [kind] * (kind != "dense") + [f"r{rank}"] * (rank > 0))
+    listed = {(s.constants["BLOCK_M"], s.constants["BLOCK_N"], s.constants["BLOCK_K"], s.num_warps) for s in ALL if s.name == wanted}
+    assert listed == {(t.block_m, t.block_n, t.block_k, t.num_warps) for t in chosen}
+
+
+def test_forms_that_differ_in_little_are_listed_too():
+    up = [s.constants for s in ALL if s.name.split()[0] == "up"]
+    assert {constants["SLOTS"] for constants in up} == {1, 3}
+    assert {constants["RANK"] for constants in up} == {0, 16, 32, 64, 128}
+    assert {constants["SAVE_H"] for constants in up} == {True, False}
+    assert {(constants["EVEN_N"], constants["EVEN_K"]) for constants in up} == {(True, True), (False, False)}
+
+
 def test_products_claim_the_tensor_cores_and_no_two_are_the_same():
-    assert {s.name for s in ALL if not s.is_gemm} == {"combine"}
+    fp32 = {s.name for s in ALL if "bf16" not in "".join(s.arguments.values())}
+    assert {s.name for s in ALL if not s.is_gemm} == {"combine"} | fp32
+    assert all(s.constants.get("PRECISION", "ieee") == "ieee" for s in ALL if s.name in fp32)
     forms = [(s.name, id(s.kernel), str(s.arguments), str(s.constants), s.num_warps, s.num_stages) for s in ALL]
     assert len(set(forms)) == len(forms)
 

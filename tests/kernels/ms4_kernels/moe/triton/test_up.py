@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -52,5 +54,25 @@ def test_only_what_is_asked_for(ragged):
     assert none is None
     assert both[0] is not None
     assert both[1] is not None
+    assert h_ri is not None
+    assert act_rn is not None
     assert torch.equal(both[0], h_ri)
     assert torch.equal(both[1], act_rn)
+
+
+@pytest.mark.parametrize("rank", [40, 64])
+def test_a_rank_of_several_parts(ragged, holds, rank):
+    """Exact fp32 products take the rank in parts of 32, of which the last may stick out."""
+    hidden_td, weight_eid = torch.randn(47, 32), torch.randn(5, 2 * 24, 32) / 32**0.5
+    low_rp, factor_eip = torch.randn(94, rank), torch.randn(5, 2 * 24, rank) / rank**0.5
+    with interpreted():
+        h_ri, _ = launch.up(hidden_td, Stack.of(weight_eid), ragged, low_rp, Factor(factor_eip))
+    assert h_ri is not None
+
+    def plain(dtype):
+        ends = [0, *ragged.order.ends_e.tolist()]
+        x_rd, low, stack, factor = hidden_td.to(dtype)[ragged.order.token_r], low_rp.to(dtype), weight_eid.to(dtype), factor_eip.to(dtype)
+        spans = [slice(start, stop) for start, stop in pairwise(ends)]
+        return torch.cat([F.linear(x_rd[rows], stack[e]) + F.linear(low[rows], factor[e]) for e, rows in enumerate(spans)])
+
+    holds(h_ri, plain(torch.float64), plain(torch.float32))
