@@ -49,8 +49,8 @@ def experts(
         weights_tk: [T, K] factors on the experts' outputs, of any floating type.
         lora: low-rank updates of the stacks. These, stacks that are not quantised and ``hidden_td`` have one type.
         adapter_t: int64 [T], where ``lora`` holds several adapters: the one of each token, -1 for none.
-        recompute: keep the input only, 2d bytes per token in bf16, and compute the pre-activation again in the backward pass, for a third
-            of the forward's work; otherwise 2d + 4Kn bytes are kept.
+        recompute: keep the input only, 2d bytes per token in bf16, and compute the pre-activation again in the backward pass, for two
+            thirds of the forward's products; otherwise 2d + 4Kn bytes are kept.
         backend: ``auto`` takes Triton on a GPU; on a CPU the compiled kernels, or plain torch where there is no compiler.
 
     Returns:

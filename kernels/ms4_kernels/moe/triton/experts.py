@@ -13,7 +13,6 @@ rank; in the gradients of a projection o features out, i features in.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ms4_kernels.moe.arguments import Parameter, flatten, restore
 from ms4_kernels.moe.lora import ExpertLora
 from ms4_kernels.moe.triton import launch
 from ms4_kernels.moe.triton.operands import Factor, Rows, Stack
@@ -29,8 +29,6 @@ from ms4_kernels.quantised import QuantisedWeight
 from ms4_kernels.routing import ExpertOrder, sort_by_expert
 
 __all__ = ["experts_triton"]
-
-_Parameter = Tensor | QuantisedWeight | None
 
 
 def experts_triton(
@@ -59,7 +57,7 @@ def experts_triton(
         ValueError: a stack whose matrices are not contiguous, or ``adapter_t`` with LoRA tensors that have no axis of adapters.
     """
     lora = lora or ExpertLora()
-    parameters: list[_Parameter] = [gate_up_eid, lora.gate_up_a_erd, lora.gate_up_b_eir, down_edn, lora.down_a_ern, lora.down_b_edr]
+    parameters: list[Parameter] = [gate_up_eid, lora.gate_up_a_erd, lora.gate_up_b_eir, down_edn, lora.down_a_ern, lora.down_b_edr]
     factors = [factor for factor in (lora.gate_up_a_erd, lora.down_a_ern) if factor is not None]
     if adapter_t is not None and any(factor.ndim != 4 for factor in factors):
         raise ValueError("adapters were given for each token, so the LoRA tensors must begin with an axis of adapters")
@@ -96,7 +94,7 @@ class _Projection:
     scale: float
 
     @classmethod
-    def of(cls, parameters: Sequence[_Parameter], scale: float) -> _Projection:
+    def of(cls, parameters: Sequence[Parameter], scale: float) -> _Projection:
         weight, a, b = parameters
         assert weight is not None
         assert not isinstance(a, QuantisedWeight)
@@ -116,9 +114,7 @@ class _Experts(torch.autograd.Function):
     """Inputs 0 hidden, 1 routing weights, 2 order, 3 settings, 4-6 gate_up (weight, a, b), 7-9 down (weight, a, b)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden_td: Tensor, weights_tk: Tensor, order: ExpertOrder, settings: _Settings, *parameters: _Parameter
-    ) -> Tensor:
+    def forward(ctx: Any, hidden_td: Tensor, weights_tk: Tensor, order: ExpertOrder, settings: _Settings, *parameters: Parameter) -> Tensor:
         rows = Rows(order, weights_tk.shape[1], settings.slots)
         gate_up, down = _projections(parameters, settings)
         hidden_td, weights_tk = hidden_td.contiguous(), weights_tk.contiguous()
@@ -128,7 +124,7 @@ class _Experts(torch.autograd.Function):
         assert act_rn is not None
         y_rd = launch.grouped(act_rn, down.stack, rows, down.low(act_rn, rows), down.b, k_inner=True)
         if settings.keep:
-            tensors, ctx.kinds = _flatten(parameters)
+            tensors, ctx.kinds = flatten(parameters)
             ctx.save_for_backward(hidden_td, h_ri, weights_tk, *order, order.segment_ends_s, *tensors)
             ctx.settings = settings
         return launch.combine(y_rd, order.row_tk, weights_tk)
@@ -138,7 +134,7 @@ class _Experts(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden_td, h_ri, weights_tk, pair_r, row_tk, ends_e, segment_ends_s, *tensors = ctx.saved_tensors
         rows = Rows(ExpertOrder(pair_r, row_tk, ends_e, segment_ends_s), row_tk.shape[1], ctx.settings.slots)
-        parameters = _restore(tensors, ctx.kinds)
+        parameters = restore(tensors, ctx.kinds)
         gate_up, down = _projections(parameters, ctx.settings)
         needs_hidden, needs_weights, needed = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[4:]
         dout_td = grad_outputs[0].contiguous()
@@ -165,11 +161,11 @@ class _Experts(torch.autograd.Function):
         return dhidden_td, dweights_tk, None, None, *gate_up_grads, *down_grads
 
 
-def _projections(parameters: Sequence[_Parameter], settings: _Settings) -> tuple[_Projection, _Projection]:
+def _projections(parameters: Sequence[Parameter], settings: _Settings) -> tuple[_Projection, _Projection]:
     return _Projection.of(parameters[:3], settings.gate_up_scale), _Projection.of(parameters[3:], settings.down_scale)
 
 
-def _empty_grads(parameters: Sequence[_Parameter], needed: Sequence[bool]) -> list[Tensor | None]:
+def _empty_grads(parameters: Sequence[Parameter], needed: Sequence[bool]) -> list[Tensor | None]:
     """Room for the gradients of (weight, a, b) that are needed."""
     return [
         torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
@@ -200,20 +196,3 @@ def _write_grads(
     if db_eop is not None:
         assert low_rp is not None
         launch.gram(dy, low_rp, rows, db_eop, gather_left=gather_dy)
-
-
-def _flatten(parameters: Sequence[_Parameter]) -> tuple[list[Tensor | None], list[type[QuantisedWeight] | None]]:
-    """The tensors that parameters consist of, and which parameters are quantised: autograd keeps tensors only."""
-    tensors: list[Tensor | None] = []
-    kinds: list[type[QuantisedWeight] | None] = []
-    for parameter in parameters:
-        is_quantised = isinstance(parameter, QuantisedWeight)
-        tensors.extend(parameter.tensors if is_quantised else [parameter])
-        kinds.append(type(parameter) if is_quantised else None)
-    return tensors, kinds
-
-
-def _restore(tensors: Sequence[Any], kinds: Sequence[type[QuantisedWeight] | None]) -> list[_Parameter]:
-    """Undo :func:`_flatten`."""
-    left = iter(tensors)
-    return [next(left) if kind is None else kind(*itertools.islice(left, len(dataclasses.fields(kind)))) for kind in kinds]
