@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -34,21 +35,28 @@ def work_off(items: Iterable[T], work: Callable[[T], None], threads: int, stop: 
     waiting = iter(items)
     lock = threading.Lock()
     errors: list[BaseException] = []
+    # Who is at work is counted here: a thread whose start or join was interrupted does not know it of itself (Python 3.11 then calls
+    # a running thread ended, and refuses to join one that has not begun).
+    entered: list[None] = []
+    left: list[None] = []
 
     def worker() -> None:
-        torch.set_num_threads(1)  # counts for this thread and for threads that start later
-        while not stop.is_set():
-            with lock:
-                found = next(waiting, None)
-            if found is None:
-                return
-            try:
+        entered.append(None)
+        try:
+            torch.set_num_threads(1)  # counts for this thread and for threads that start later
+            while not stop.is_set():
+                with lock:
+                    found = next(waiting, None)
+                if found is None:
+                    return
                 work(found)
-            except Stopped:
-                return
-            except BaseException as error:
-                errors.append(error)
-                stop.set()
+        except Stopped:
+            return
+        except BaseException as error:
+            errors.append(error)
+            stop.set()
+        finally:
+            left.append(None)
 
     before = torch.get_num_threads()
     crew = [threading.Thread(target=worker, name=f"convert-{number}", daemon=True) for number in range(threads)]
@@ -58,11 +66,12 @@ def work_off(items: Iterable[T], work: Callable[[T], None], threads: int, stop: 
         for thread in crew:
             while thread.is_alive():
                 thread.join(0.5)  # a join without a limit cannot be interrupted by Ctrl-C everywhere
+    except BaseException:
+        stop.set()  # a thread that enters from now on takes nothing
+        while len(left) < len(entered):
+            time.sleep(0.01)
+        raise
     finally:
-        if any(thread.is_alive() for thread in crew):
-            stop.set()
-            for thread in crew:
-                thread.join()
         torch.set_num_threads(before)
     if errors:
         raise errors[0]

@@ -48,6 +48,48 @@ def test_the_first_failure_stops_the_others():
     assert threading.active_count() == before
 
 
+@pytest.mark.parametrize("moment", ["before the start", "after the start", "in a join"])
+def test_an_interrupt_at_any_moment_waits_for_those_at_work(monkeypatch, moment):
+    """Ctrl-C in the main thread's start and join, where Python's own view of the threads is wrong afterwards."""
+    stop, at_work, done = threading.Event(), set(), []
+    start, join, started = threading.Thread.start, threading.Thread.join, []
+
+    def work(item):
+        at_work.add(item)
+        time.sleep(0.1)
+        at_work.remove(item)
+        done.append(item)
+        if stop.is_set():
+            raise Stopped
+
+    def interrupted_start(thread):
+        started.append(thread)
+        if len(started) == 2 and moment == "before the start":
+            raise KeyboardInterrupt
+        start(thread)
+        if len(started) == 2 and moment == "after the start":
+            raise KeyboardInterrupt
+
+    def interrupted_join(thread, timeout=None):
+        if moment != "in a join":
+            return join(thread, timeout)
+        thread._tstate_lock.release()  # what 3.11 does when a signal comes in the wait
+        thread._stop()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted_start)
+    if hasattr(threading.Thread, "_stop"):
+        monkeypatch.setattr(threading.Thread, "join", interrupted_join)
+    elif moment == "in a join":
+        pytest.skip("this Python's threads keep no lock of their own")
+    with pytest.raises(KeyboardInterrupt):
+        work_off(range(100), work, 2, stop)
+    assert stop.is_set()
+    assert not at_work
+    time.sleep(0.2)
+    assert len(done) <= 3
+
+
 def test_lanes_keep_the_order_within_a_file():
     items = [(file, number) for file in range(5) for number in range(file + 3)]
     mixed = in_lanes(items, lambda item: item[0], 2)
