@@ -32,7 +32,9 @@ class ModelSection(Section):
         default="auto",
         description="Attention scale: plain is 1/sqrt(head_dim); mscale is transformers' variant; auto reads the configuration.",
     )
-    experts_backend: Literal["auto", "reference", "cpu"] = Field(default="auto", description="Implementation of the experts operation.")
+    experts_backend: Literal["auto", "reference", "cpu", "triton"] = Field(
+        default="auto", description="Implementation of the experts operation; triton needs a GPU."
+    )
     dequantize: bool | None = Field(
         default=None,
         description="Turn FP8 or NVFP4 weights into dtype when they are read (true), or keep them as codes and scales in less memory "

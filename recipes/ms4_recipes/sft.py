@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 
 from ms4_recipes.export import export
+from ms4_recipes.kernel_log import kernel_choices_shown
 from ms4_recipes.prepare_model import PreparedModel, prepare_model
 from ms4_train.chat import ChatTokenizer
 from ms4_train.checkpoint import (
@@ -82,9 +83,11 @@ def run(config: SftRun, *, dry_run: bool = False) -> Path:
         announce_run(plan)
         if dry_run:
             return Path(config.output_dir)
-        engine = train_run(plan)
+        console = Console(soft_wrap=True, highlight=False, quiet=not mesh.is_main)
+        with kernel_choices_shown(console):
+            engine = train_run(plan)
         folder = export(plan, engine)
-        Console(soft_wrap=True, highlight=False, quiet=not mesh.is_main).print(f"written: {folder}", markup=False)
+        console.print(f"written: {folder}", markup=False)
         return folder
     finally:
         mesh.close()

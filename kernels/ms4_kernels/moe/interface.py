@@ -110,8 +110,8 @@ def _check_adapters(tokens: int, lora: ExpertLora | None, adapter_t: Tensor | No
         return
     if len(axes) != 1 or len(next(iter(axes))) != 1:
         raise ValueError("adapter_t is given, but not LoRA stacks [L, E, ...] of one number of adapters")
-    if adapter_t.shape != (tokens,):
-        raise ValueError(f"adapter_t is {list(adapter_t.shape)} for {tokens} tokens")
+    if adapter_t.shape != (tokens,) or adapter_t.is_floating_point():
+        raise ValueError(f"adapter_t is {adapter_t.dtype} {list(adapter_t.shape)}, expected int64 [{tokens}]")
 
 
 def _check_shapes(
@@ -122,6 +122,8 @@ def _check_shapes(
     weights_tk: Tensor,
 ) -> None:
     num_experts, width, hidden_size = gate_up_eid.shape
+    if expert_ids_tk.is_floating_point():
+        raise ValueError(f"expert ids are {expert_ids_tk.dtype}, expected int64")
     if hidden_td.shape[1:] != (hidden_size,):
         raise ValueError(f"hidden is {list(hidden_td.shape)}, expected [T, {hidden_size}]")
     if down_edn.shape != (num_experts, hidden_size, width // 2) or width % 2:

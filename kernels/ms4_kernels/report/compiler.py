@@ -10,6 +10,7 @@ import contextlib
 import io
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from rich.console import Console
+from rich.progress import track
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -153,7 +156,8 @@ def compile_all(targets: Sequence[str], *, processes: int = 1, sass: bool = True
     chosen = [number for number, specimen in enumerate(all_specimens()) if specimen.representative or not representative]
     jobs = [(number, target, sass) for number in chosen for target in targets]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(_compile_number, jobs))
+        bar = {"total": len(jobs), "console": Console(stderr=True), "disable": not sys.stderr.isatty()}
+        return list(track(pool.map(_compile_number, jobs), "compiling", **bar))
 
 
 def _compile_number(job: tuple[int, str, bool]) -> Compiled:

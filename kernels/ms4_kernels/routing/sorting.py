@@ -67,6 +67,8 @@ def sort_by_expert(
             look at them: there a pair whose expert or adapter is out of range is sorted behind the last segment, so that every index stays
             in bounds, ``ends_e[-1] < R`` tells, no expert computes those rows, and what is read from them is undefined.
     """
+    if expert_ids_tk.is_floating_point() or (adapter_t is not None and adapter_t.is_floating_point()):
+        raise ValueError("expert ids and adapters are integers")
     if expert_ids_tk.ndim != 2 or (adapter_t is not None and adapter_t.shape != expert_ids_tk.shape[:1]):
         raise ValueError(f"ids {list(expert_ids_tk.shape)} are not [T, K], or {num_adapters} adapters are not given for each token")
     # The device decides; ids have no floating type, which is what dispatch asks about.

@@ -20,7 +20,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ms4_kernels.dispatch import Backend, runs_triton
 from ms4_kernels.quantised import Fp8Weight, Nvfp4Weight
+from ms4_train.errors import ConfigError
 from ms4_train.model import Mistral4Experts, Mistral4ForCausalLM, TextConfig
 from ms4_train.model.quantised import put_quantised
 from ms4_train.weights.layouts.detect import FamilyChoice
@@ -42,7 +44,7 @@ def load_model(
     *,
     dtype: torch.dtype,
     softmax_scale: Literal["auto", "plain", "mscale"] = "auto",
-    experts_backend: Literal["auto", "reference", "cpu"] = "auto",
+    experts_backend: Backend = "auto",
     expert_range: Rows | None = None,
     family: FamilyChoice = "auto",
     dequantise: bool = True,
@@ -63,9 +65,11 @@ def load_model(
         progress: told how far the reading is.
 
     Raises:
+        ConfigError: the experts' implementation cannot run on this machine.
         WeightsError: the configuration or a tensor is missing, unexpected, misshapen or unreadable; a scale or code is not a number.
         UntrustedInputError: a file is cut off or damaged.
     """
+    _check_backend(experts_backend)
     checkpoint = open_checkpoint(folder, family=family, softmax_scale=softmax_scale)
     config = checkpoint.config.text
     if expert_range is not None:
@@ -81,6 +85,12 @@ def load_model(
                 set_first_expert(module, expert_range[0])
     checkpoint.close()
     return model
+
+
+def _check_backend(backend: Backend) -> None:
+    if backend == "triton" and not (torch.cuda.is_available() and runs_triton(torch.device("cuda"))):
+        missing = "the triton package is missing" if torch.cuda.is_available() else "torch sees no GPU here"
+        raise ConfigError(f"is triton, but {missing}.", key="model.experts_backend", fix="use auto, which picks what runs.")
 
 
 @dataclass(frozen=True)
@@ -214,7 +224,7 @@ def _warn_of_vision(checkpoint: Checkpoint) -> None:
         _log.warning("%s: %d vision tensors are not used: no image is read. Exports carry them unchanged.", checkpoint.folder, count)
 
 
-def empty_model(config: TextConfig, experts_backend: Literal["auto", "reference", "cpu"] = "auto") -> Mistral4ForCausalLM:
+def empty_model(config: TextConfig, experts_backend: Backend = "auto") -> Mistral4ForCausalLM:
     """A model on the meta device: names and shapes, no memory."""
     with torch.device("meta"):
         return Mistral4ForCausalLM(config, experts_backend=experts_backend)

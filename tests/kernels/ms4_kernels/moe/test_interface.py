@@ -54,6 +54,7 @@ def test_choice_is_logged_once(call, caplog):
     [
         ({"backend": "cuda"}, "known: auto, reference, cpu, triton"),
         ({"hidden_td": torch.zeros(6, 5)}, r"expected \[T, 4\]"),
+        ({"expert_ids_tk": torch.zeros(6, 2)}, "expert ids are torch.float32"),
         ({"down_edn": torch.zeros(3, 5, 4)}, r"\[E, 2n, d\]"),
         ({"down_edn": torch.zeros(2, 4, 5)}, r"\[E, 2n, d\]"),
         ({"hidden_td": torch.zeros(6, 4, dtype=torch.bfloat16)}, "hidden is torch.bfloat16"),

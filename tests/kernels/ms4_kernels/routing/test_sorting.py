@@ -84,3 +84,10 @@ def test_narrow_ids_do_not_overflow():
     actual = sort_by_expert(ids_tk.to(torch.uint8), 100, adapter_t=adapter_t, num_adapters=3)
     assert torch.equal(actual.pair_r, expected.pair_r)
     assert torch.equal(actual.segment_ends_s, expected.segment_ends_s)
+
+
+@pytest.mark.parametrize("adapters", [None, torch.zeros(3)])
+def test_floating_ids_are_refused(adapters):
+    ids = torch.zeros(3, 2) if adapters is None else torch.zeros(3, 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="integers"):
+        sort_by_expert(ids, 4, adapter_t=adapters, num_adapters=1)

@@ -12,7 +12,7 @@ from support import layouts
 from support.checkpoints import our_logits, relative_error, saved_tiny, their_logits, write_safetensors
 from support.models import hf_twin, tiny_config, tiny_model
 
-from ms4_train.errors import MS4Error
+from ms4_train.errors import ConfigError, MS4Error
 from ms4_train.model import Mistral4Experts
 from ms4_train.weights.reading.loading import first_expert, load_model
 
@@ -88,3 +88,9 @@ def test_checkpoint_of_another_size_is_refused(tmp_path):
     with pytest.raises(MS4Error, match=r"model\.layers\.2\.") as caught:
         load_model(tmp_path, dtype=torch.float32)
     assert "missing" in str(caught.value)
+
+
+def test_triton_where_it_cannot_run_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"model\.experts_backend: is triton, but torch sees no GPU here\. Fix: use auto"):
+        load_model(tmp_path / "missing", dtype=torch.float32, experts_backend="triton")
