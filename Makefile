@@ -41,7 +41,7 @@ test: setup  ## all tests but the slow ones and those that need a GPU
 	$(PYTEST) -m "not slow and not gpu"
 
 test-full: setup peers  ## the slow ones too
-	MS4_REQUIRE_PEERS=1 $(PYTEST) -m "not gpu"
+	MS4_REQUIRE_PEERS=1 MS4_HYPOTHESIS=searching $(PYTEST) -m "not gpu"
 
 test-gpu: setup  ## numbers, memory, determinism and speed on a CUDA device, one process
 	$(BIN)/pytest -m gpu -rs

@@ -13,11 +13,17 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings
 
 TESTS = Path(__file__).resolve().parent
 
 # One thread per process: the tests run in several processes, and results do not depend on the machine's thread count.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The same examples on every run; `make test-full` draws new ones each time.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("searching")
+settings.load_profile(os.environ.get("MS4_HYPOTHESIS", "repeatable"))
+
 # No test reads the network; a hub name that slips in fails at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
@@ -62,17 +63,26 @@ def test_thousands_of_digits_stay_text():
     assert isinstance(scalar_value("9" * 300), int)
 
 
+def parse_outcome(text):
+    """Whatever the text is, it is read or refused."""
+    with contextlib.suppress(UntrustedInputError):
+        to_document(parse_yaml(text))
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.text("0123456789+-.eExXoOaAfFnNuUlLrRtTsSiI~_", max_size=8))
 def test_agrees_with_ruamel(text):
-    # ruamel drops underscores from numbers, as 1.1 does; the core schema has none.
+    # ruamel drops underscores from numbers, as 1.1 does (and fails on `._`); the core schema has none.
+    if "_" in text:
+        parse_outcome(f"a: {text}")
+        return
     try:
         loaded = YAML(typ="safe", pure=True).load(f"a: {text}")
     except YAMLError:  # a lone '-' starts a list, which may not stand here
         with pytest.raises(UntrustedInputError):
             parse_yaml(f"a: {text}")
         return
-    if not isinstance(loaded, dict) or "_" in text or isinstance(loaded["a"], bytes):
+    if not isinstance(loaded, dict) or isinstance(loaded["a"], bytes):
         return
     ours = to_document(parse_yaml(f"a: {text}")).values
     theirs = loaded["a"]

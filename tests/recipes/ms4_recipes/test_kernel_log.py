@@ -3,8 +3,9 @@
 import io
 import logging
 
-from ms4_recipes.kernel_log import kernel_choices_shown
 from rich.console import Console
+
+from ms4_recipes.kernel_log import kernel_choices_shown
 
 LOGGER = logging.getLogger("ms4_kernels")
 
