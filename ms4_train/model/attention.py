@@ -20,7 +20,7 @@ from ms4_train.model.config import TextConfig
 from ms4_train.model.linear import Linear
 from ms4_train.model.norm import RMSNorm
 from ms4_train.model.plan import AttentionPlan, QueryGrid
-from ms4_train.model.rope import apply_rotary
+from ms4_train.model.rope import apply_rotary, rotate_last_lanes
 
 _LATENT_NORM_EPS = 1e-6  # transformers builds these two norms with its default, whatever rms_norm_eps says; the release has 1e-6 for both
 
@@ -79,9 +79,7 @@ class Mistral4Attention(nn.Module):
 
     def _queries(self, hidden_td: Tensor, plan: AttentionPlan) -> Tensor:
         query_thx = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_td))).unflatten(-1, (self.num_heads, -1))
-        nope_thn, rope_thp = query_thx.split((self.nope_dim, self.rope_dim), dim=-1)
-        rope_thp = apply_rotary(rope_thp, plan.cos_tp[:, None], plan.signed_sin_tp[:, None])
-        query_thx = torch.cat((nope_thn, rope_thp), dim=-1)
+        query_thx = rotate_last_lanes(query_thx, plan.cos_tp, plan.signed_sin_tp)
         if plan.query_scale_t is not None:
             query_thx = query_thx * plan.query_scale_t[:, None, None].to(query_thx.dtype)
         return query_thx

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from ms4_kernels.native.rotary import rotate_tail, serves_rotation
 from ms4_train.model.config import RopeParameters, TextConfig
 
 
@@ -72,6 +73,15 @@ def apply_rotary(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return (x * cos + swapped * signed_sin).to(x.dtype)
+
+
+def rotate_last_lanes(x_thx: Tensor, cos_tp: Tensor, signed_sin_tp: Tensor) -> Tensor:
+    """Rotate the last P lanes of each head [T, h, x], as :func:`apply_rotary` does, and leave the others."""
+    if serves_rotation(x_thx, cos_tp, signed_sin_tp):
+        return rotate_tail(x_thx, cos_tp, signed_sin_tp)
+    lanes = cos_tp.shape[1]
+    kept_thn, turned_thp = x_thx.split((x_thx.shape[-1] - lanes, lanes), dim=-1)
+    return torch.cat((kept_thn, apply_rotary(turned_thp, cos_tp[:, None], signed_sin_tp[:, None])), dim=-1)
 
 
 def llama4_query_scale(position_t: Tensor, rope: RopeParameters) -> Tensor:

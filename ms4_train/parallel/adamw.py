@@ -30,8 +30,19 @@ class LeanAdamW:
         self.state: dict[Tensor, dict[str, Tensor]] = {}
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Update every parameter that has a gradient; its state must exist."""
+    def step(self, gradient_factor: float = 1.0) -> None:
+        """Update every parameter that has a gradient; its state must exist.
+
+        Args:
+            gradient_factor: what clipping multiplies the gradients by. Fused, it is applied where a gradient is read anyway; the
+                gradients are the multiplied ones afterwards.
+        """
+        scale = None
+        if gradient_factor != 1 and self.defaults["fused"]:
+            scale = torch.tensor(1 / gradient_factor if gradient_factor > 0 else torch.inf)
+        elif gradient_factor != 1:
+            for gradient in self._gradients():
+                gradient.mul_(gradient_factor)
         for group in self.param_groups:
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
             states = [self.state[parameter] for parameter in trained]
@@ -51,7 +62,11 @@ class LeanAdamW:
                 lr=group["lr"],
                 weight_decay=group["weight_decay"],
                 eps=group["eps"],
+                grad_scale=scale,
             )
+
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for group in self.param_groups for parameter in group["params"] if parameter.grad is not None]
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

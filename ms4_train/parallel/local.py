@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ms4_kernels.native.norm import sum_of_squares
 from ms4_train.config.schema import TrainingSection
 from ms4_train.errors import TrainingError
 from ms4_train.parallel.adamw import make_lean_adamw, set_fresh_state, set_learning_rate
@@ -27,6 +28,8 @@ from ms4_train.parallel.parameters import (
     gather_experts,
     trained_parameters,
 )
+
+_CLIP_EPS = 1e-6  # as torch.nn.utils.clip_grad_norm_ has it
 
 
 class LocalEngine:
@@ -69,10 +72,8 @@ class LocalEngine:
         norm = self._reduced_gradient_norm()
         if not math.isfinite(norm):
             raise not_finite(norm)
-        if max_grad_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(self._masters, max_grad_norm, torch.tensor(norm))
         set_learning_rate(self._optimizer, learning_rate)
-        self._optimizer.step()
+        self._optimizer.step(gradient_factor=min(1.0, max_grad_norm / (norm + _CLIP_EPS)) if max_grad_norm > 0 else 1.0)
         self._optimizer.zero_grad()
         self._refresh_parameters()
         return norm
@@ -126,7 +127,7 @@ class LocalEngine:
                 master.grad = torch.zeros_like(master)
             if self.mesh.world_size > 1:
                 dist.all_reduce(master.grad, group=self.mesh.expert_data_parallel_group if trained.sharded else None)
-            squares[int(trained.sharded)] += torch.linalg.vector_norm(master.grad).double() ** 2
+            squares[int(trained.sharded)] += sum_of_squares(master.grad)
         if self.mesh.expert_parallel_size > 1:
             dist.all_reduce(squares[1:], group=self.mesh.expert_parallel_group)
         return math.sqrt(float(squares.sum()))

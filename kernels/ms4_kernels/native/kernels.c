@@ -2,6 +2,8 @@
 #include "attention.c"
 #include "experts.c"
 #include "matmul.c"
+#include "norm.c"
+#include "rows.c"
 
 int32_t ms4_lanes(void) { return LANES; }
 

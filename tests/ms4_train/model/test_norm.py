@@ -1,4 +1,4 @@
-"""RMSNorm against transformers', to the bit in fp32 and bf16."""
+"""RMSNorm against transformers': to the bit, but for the compiled kernel of fp32, whose sum runs in another order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ def test_equals_transformers(dtype):
     torch.nn.init.normal_(ours.weight)
     oracle.load_state_dict(ours.state_dict())
     x = (100 * torch.randn(7, 24)).to(dtype)
-    assert torch.equal(ours(x), oracle(x))
+    if dtype == torch.bfloat16:
+        assert torch.equal(ours(x), oracle(x))
+    else:
+        torch.testing.assert_close(ours(x), oracle(x), rtol=5e-7, atol=0)  # four roundings of 2^-24 at most
 
 
 def test_eps_matters_for_small_values():
