@@ -11,10 +11,10 @@ TEST_PROCESSES ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); [ $$n -gt 8 ] && n=8;
 # Tests of one file stay in one process, so that what a file sets up once is set up once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadfile
 
-.PHONY: help setup peers quickstart test test-full test-gpu kernels-report check lint types layers layout format bench clean
+.PHONY: help setup peers quickstart quickstart-vision test test-full test-gpu kernels-report check lint types layers layout format bench clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(STAMP)  ## .venv with the pinned versions of constraints.txt
 
@@ -36,6 +36,9 @@ $(PEERS_STAMP): constraints-peers.txt
 
 quickstart: setup  ## data, training, LoRA and evaluation of a tiny model, in minutes
 	$(BIN)/python -m ms4_recipes.quickstart
+
+quickstart-vision: setup  ## a tiny model learns to see handwritten digits, in minutes
+	$(BIN)/python -m ms4_recipes.quickstart_vision
 
 test: setup  ## all tests but the slow ones and those that need a GPU
 	$(PYTEST) -m "not slow and not gpu"

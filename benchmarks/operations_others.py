@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import Mistral4Config
 from transformers.models.mistral4.modeling_mistral4 import Mistral4TopkRouter
 
-from ms4_kernels.attention import PackedDocuments, packed_causal_attention
+from ms4_kernels.attention import PackedDocuments, packed_attention
 from ms4_kernels.cross_entropy import IGNORED_TARGET, linear_cross_entropy
 from ms4_kernels.routing import route, sort_by_expert
 
@@ -108,7 +108,7 @@ def attention_comparison(
 
     def ours(backend: str = "auto") -> list[Tensor]:
         with grad_mode(wanted):
-            out_thx = packed_causal_attention(*packed, documents, scale=scale, backend=backend)  # type: ignore[arg-type]
+            out_thx = packed_attention(*packed, documents, scale=scale, backend=backend)  # type: ignore[arg-type]
             return gradients(out_thx, wanted, dout_thx)
 
     def peer() -> list[Tensor]:

@@ -60,6 +60,18 @@ class UntrustedInputError(MS4Error):
     code = "input"
 
 
+class ImageError(UntrustedInputError):
+    """An image that cannot be used: not an image, damaged, or past a bound."""
+
+    code = "image"
+
+
+class ImageRefusedError(ImageError):
+    """An image from a place that the settings do not allow: outside the root folder, on another host."""
+
+    code = "image-refused"
+
+
 class DataError(MS4Error):
     """A data set that cannot be read, or that holds nothing to train on."""
 

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ms4_kernels.moe import ExpertLora
+from ms4_train.adapters.adapted import Low
+from ms4_train.adapters.names import DEFAULT_ADAPTER
 from ms4_train.model.quantised import QuantisedStack
 
 
-class StackedLora(nn.Module):
-    """Adapter of the experts of one layer: ``W_e + scale * B_e A_e`` for each adapted stack.
+class StackFactors(nn.Module):
+    """One adapter of the experts of one layer: ``W_e + scale * B_e A_e`` for each adapted stack.
 
     Parameters ``gate_up_a_erd``, ``gate_up_b_eir``, ``down_a_ern`` and ``down_b_edr``; those of a stack that is not adapted are None.
     A starts uniform in +-1/sqrt(inputs) and B at zero, as PEFT starts its own, so an untrained adapter changes nothing.
@@ -27,10 +29,8 @@ class StackedLora(nn.Module):
         num_experts: experts held by this process.
         hidden_size: d.
         expert_width: n.
-        rank: r.
-        scale: factor of the product, the same for both stacks.
-        gate_up: adapt ``gate_up_proj`` [e, 2n, d].
-        down: adapt ``down_proj`` [e, d, n].
+        gate_up: rank and scale on ``gate_up_proj`` [e, 2n, d]; None leaves that alone.
+        down: on ``down_proj`` [e, d, n].
         like: a stack whose type, the compute type if it is quantised, and device the adapter takes.
     """
 
@@ -45,21 +45,18 @@ class StackedLora(nn.Module):
         hidden_size: int,
         expert_width: int,
         *,
-        rank: int,
-        scale: float,
-        gate_up: bool,
-        down: bool,
+        gate_up: Low | None,
+        down: Low | None,
         like: Tensor | QuantisedStack,
     ) -> None:
         super().__init__()
-        self.rank = rank
-        self.scale = scale
+        self.stack_scales = {"gate_up_proj": gate_up.scale if gate_up else 1.0, "down_proj": down.scale if down else 1.0}
 
-        def pair(adapted: bool, inputs: int, outputs: int) -> tuple[nn.Parameter | None, nn.Parameter | None]:
-            if not adapted:
+        def pair(low: Low | None, inputs: int, outputs: int) -> tuple[nn.Parameter | None, nn.Parameter | None]:
+            if low is None:
                 return None, None
-            a_eri = torch.empty(num_experts, rank, inputs, dtype=like.dtype, device=like.device)
-            b_eor = torch.zeros(num_experts, outputs, rank, dtype=like.dtype, device=like.device)
+            a_eri = torch.empty(num_experts, low.rank, inputs, dtype=like.dtype, device=like.device)
+            b_eor = torch.zeros(num_experts, outputs, low.rank, dtype=like.dtype, device=like.device)
             nn.init.uniform_(a_eri, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs))
             return nn.Parameter(a_eri), nn.Parameter(b_eor)
 
@@ -70,15 +67,15 @@ class StackedLora(nn.Module):
         self.register_parameter("down_a_ern", down_a_ern)
         self.register_parameter("down_b_edr", down_b_edr)
 
-    def kernel_lora(self) -> ExpertLora:
+    def own_lora(self) -> ExpertLora:
         """The parameters as the experts operation takes them."""
         return ExpertLora(
             gate_up_a_erd=self.gate_up_a_erd,
             gate_up_b_eir=self.gate_up_b_eir,
             down_a_ern=self.down_a_ern,
             down_b_edr=self.down_b_edr,
-            gate_up_scale=self.scale,
-            down_scale=self.scale,
+            gate_up_scale=self.stack_scales["gate_up_proj"],
+            down_scale=self.stack_scales["down_proj"],
         )
 
     def pairs(self) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
@@ -91,13 +88,65 @@ class StackedLora(nn.Module):
         return found
 
     def extra_repr(self) -> str:
-        """Rank, scale and the adapted stacks."""
-        return f"rank={self.rank}, scale={self.scale:g}, stacks={'+'.join(self.pairs())}"
+        """The adapted stacks with rank and scale."""
+        pairs = self.pairs().items()
+        return ", ".join(f"{stack}: rank={a_eri.shape[1]}, scale={self.stack_scales[stack]:g}" for stack, (a_eri, _) in pairs)
 
 
-@torch.no_grad()
-def add_product(stack_eoi: Tensor, a_eri: Tensor, b_eor: Tensor, scale: float) -> None:
-    """Add ``scale * B_e A_e`` to every expert in place: the product and the sum in fp32, rounded once to the stack's type."""
-    for index in range(stack_eoi.shape[0]):  # one expert at a time: a whole stack in fp32 is twice the size of the stack
-        delta_oi = b_eor[index].float() @ a_eri[index].float()
-        stack_eoi[index] = (stack_eoi[index].float() + scale * delta_oi).to(stack_eoi.dtype)
+class StackedLora(StackFactors):
+    """The adapters of the experts of one layer: ``default`` holds its parameters here, others in ``further.NAME``.
+
+    Attributes:
+        active: the adapters that act.
+        further: all but ``default``, by name.
+        unmerged: the stacks' bits from before a merge, by stack; empty where nothing is merged.
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        hidden_size: int,
+        expert_width: int,
+        *,
+        gate_up: Low | None,
+        down: Low | None,
+        like: Tensor | QuantisedStack,
+    ) -> None:
+        super().__init__(num_experts, hidden_size, expert_width, gate_up=gate_up, down=down, like=like)
+        self.further = nn.ModuleDict()
+        self.active: tuple[str, ...] = (DEFAULT_ADAPTER,) if self.pairs() else ()
+        self.unmerged: dict[str, Tensor] = {}
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """All adapters on these experts."""
+        return ((DEFAULT_ADAPTER,) if self.pairs() else ()) + tuple(self.further)
+
+    def take_default(self, factors: StackFactors) -> None:
+        """Make ``default``, which is not there yet, of another's parameters."""
+        for name, parameter in factors.named_parameters():
+            self.register_parameter(name, parameter)  # type: ignore[arg-type]
+        self.stack_scales = factors.stack_scales
+
+    def of(self, name: str) -> StackFactors:
+        """The parameters of one adapter."""
+        return self if name == DEFAULT_ADAPTER else self.further[name]  # type: ignore[return-value]
+
+    def acting(self) -> list[StackFactors]:
+        """The adapters whose products are added: the active ones, unless they are in the stacks already."""
+        return [] if self.unmerged else [self.of(name) for name in self.active]
+
+    def kernel_lora(self) -> ExpertLora | None:
+        """What the experts operation adds: one adapter as it is, the sum of several as one of their ranks' sum."""
+        acting = self.acting()
+        if not acting:
+            return None
+        if len(acting) == 1:
+            return acting[0].own_lora()
+        joined: dict[str, tuple[Tensor, Tensor] | tuple[None, None]] = {}
+        for stack in ("gate_up_proj", "down_proj"):
+            found = [(factors.stack_scales[stack], *factors.pairs()[stack]) for factors in acting if stack in factors.pairs()]
+            a_eri = torch.cat([a_eri for _, a_eri, _ in found], dim=1) if found else None
+            b_eor = torch.cat([b_eor * scale for scale, _, b_eor in found], dim=2) if found else None
+            joined[stack] = (None, None) if a_eri is None or b_eor is None else (a_eri, b_eor)
+        return ExpertLora(*joined["gate_up_proj"], *joined["down_proj"])

@@ -4,68 +4,139 @@ Parameters carry PEFT's names and shapes, and values are equal to PEFT's layer's
 brings all of transformers with it: 190 MB of memory and seconds of start.
 Exercise it: ``pytest tests/ms4_train/adapters/test_linear_lora.py``.
 
-Not covered: DoRA, several adapters on one layer.
+Shape suffixes: o outputs, i inputs, r rank.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ms4_kernels.native.linear import lora_linear, serves_lora
-from ms4_train.adapters.peft_format import ADAPTER_NAME
+from ms4_train.adapters.adapted import AdaptedModule, wide
+from ms4_train.adapters.dora import Magnitude, row_lengths
+from ms4_train.adapters.names import DEFAULT_ADAPTER
 from ms4_train.model.linear import Linear
 from ms4_train.model.quantised import QuantisedLinear
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
-class LoraLinear(nn.Module):
-    """A linear layer with an adapter in its place.
 
-    Parameters ``base_layer.weight``, ``lora_A.default.weight`` [r, inputs] and ``lora_B.default.weight`` [outputs, r]. A starts uniform in
-    +-1/sqrt(inputs) and B at zero, so an untrained adapter changes nothing.
+class LoraLinear(AdaptedModule):
+    """A linear layer with adapters in its place.
+
+    Parameters ``base_layer.weight`` and, for each adapter, ``lora_A.NAME.weight`` [r, inputs], ``lora_B.NAME.weight`` [outputs, r] and
+    with DoRA ``lora_magnitude_vector.NAME.weight`` [outputs]. B is zero, so that an adapter changes nothing before A and B are filled.
 
     Args:
         base: without bias; may be quantised.
-        rank: r.
-        scale: factor of the product.
-        dropout: of the adapter's input, in training.
+        rank, scale, dropout: of a first adapter, ``default``; without a rank there is none yet.
     """
 
-    def __init__(self, base: nn.Linear, *, rank: int, scale: float, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.base_layer = base
-        self.scale = scale
-        like = base if isinstance(base, QuantisedLinear) else base.weight
-        factory = {"dtype": like.dtype, "device": like.device}
-        self.lora_A = nn.ModuleDict({ADAPTER_NAME: nn.Linear(base.in_features, rank, bias=False, **factory)})
-        self.lora_B = nn.ModuleDict({ADAPTER_NAME: nn.Linear(rank, base.out_features, bias=False, **factory)})
-        nn.init.zeros_(self.b_or)
-        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+    base_layer: nn.Linear
+
+    def __init__(self, base: nn.Linear, *, rank: int | None = None, scale: float = 1.0, dropout: float = 0.0) -> None:
+        super().__init__(base)
+        self.lora_A, self.lora_B = nn.ModuleDict(), nn.ModuleDict()
+        self.lora_magnitude_vector = nn.ModuleDict()
+        self.lora_dropout = nn.ModuleDict()
+        self.starts: dict[str, tuple[Tensor, Tensor]] = {}
+        """A and B as they were taken out of the base weight, by adapter (see ``initialise``)."""
+        if rank is not None:
+            self.add(DEFAULT_ADAPTER, rank=rank, scale=scale, dropout=dropout)
+            self.active = (DEFAULT_ADAPTER,)
+
+    def add(self, name: str, *, rank: int, scale: float, dropout: float = 0.0) -> None:
+        """Add an adapter that does not act yet."""
+        like = self.base_layer if isinstance(self.base_layer, QuantisedLinear) else self.base_layer.weight
+        self.lora_A[name] = nn.Linear(self.base_layer.in_features, rank, bias=False, dtype=like.dtype, device=like.device)
+        self.lora_B[name] = self._make_b(rank).to(like.device, like.dtype)
+        nn.init.zeros_(self.factors(name)[1])
+        self.lora_dropout[name] = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+        self.scales[name] = scale
+
+    def add_magnitude(self, name: str) -> None:
+        """Make an adapter, whose A and B hold their first values, one of DoRA."""
+        self.lora_magnitude_vector[name] = Magnitude(self._row_lengths(name).to(self.base_layer.weight.dtype))
+
+    @torch.no_grad()
+    def give_back_starts(self) -> None:
+        """Give the base weight back what the starts of adapters took out of it; equal to what it was up to rounding."""
+        for name, (a_ri, b_or) in self.starts.items():
+            weight_oi = self.base_layer.weight
+            product_oi = wide(b_or).to(weight_oi.device) @ wide(a_ri).to(weight_oi.device)
+            weight_oi.copy_(wide(weight_oi) + self.scales[name] * product_oi)
+        self.starts.clear()
+
+    def factors(self, name: str = DEFAULT_ADAPTER) -> tuple[nn.Parameter, nn.Parameter]:
+        """(A, B) of an adapter."""
+        return self.lora_A[name].weight, self.lora_B[name].weight  # type: ignore[return-value]
 
     @property
     def a_ri(self) -> nn.Parameter:
-        """A, [r, inputs]."""
-        return self.lora_A[ADAPTER_NAME].weight  # type: ignore[return-value]
+        """A of the first adapter, [r, inputs]."""
+        return self.factors(next(iter(self.scales)))[0]
 
     @property
     def b_or(self) -> nn.Parameter:
-        """B, [outputs, r]."""
-        return self.lora_B[ADAPTER_NAME].weight  # type: ignore[return-value]
+        """B of the first adapter, [outputs, r]."""
+        return self.factors(next(iter(self.scales)))[1]
+
+    @property
+    def scale(self) -> float:
+        """Factor of the first adapter."""
+        return next(iter(self.scales.values()))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to the last axis."""
-        if self._is_plain() and serves_lora(x, self.base_layer.weight, self.a_ri, self.b_or):
-            return lora_linear(x, self.base_layer.weight, self.a_ri, self.b_or, self.scale)
+        acting = self.acting
+        if len(acting) == 1 and self._is_plain(acting[0]):
+            a_ri, b_or = self.factors(acting[0])
+            if serves_lora(x, self.base_layer.weight, a_ri, b_or):
+                return lora_linear(x, self.base_layer.weight, a_ri, b_or, self.scales[acting[0]])
         y = self.base_layer(x)
-        low = self.lora_A[ADAPTER_NAME](self.dropout(x.to(self.a_ri.dtype)))
-        return (y + self.lora_B[ADAPTER_NAME](low) * self.scale).to(y.dtype)
+        total = y
+        for name in acting:
+            dropout, a = self.lora_dropout[name], self.lora_A[name]
+            dropped = dropout(x.to(a.weight.dtype))  # type: ignore[arg-type]
+            part = self.lora_B[name](a(dropped)) * self.scales[name]
+            if name not in self.lora_magnitude_vector:
+                total = total + part
+                continue
+            ratio_o = self.lora_magnitude_vector[name](self._row_lengths(name)).to(y.dtype)
+            base = y if isinstance(dropout, nn.Identity) or not self.training else self.base_layer(dropped)
+            total = total + (ratio_o - 1) * base + ratio_o * part
+        return total.to(y.dtype)
 
-    def _is_plain(self) -> bool:
-        """Whether nothing stands between the products: no dropout, no base of another kind, no hook that wants to see a layer called."""
-        layers = (self.base_layer, self.lora_A[ADAPTER_NAME], self.lora_B[ADAPTER_NAME])
-        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        is_still = isinstance(self.dropout, nn.Identity) or not self.training
-        return type(self.base_layer) is Linear and is_still and not any(getattr(layer, kind) for layer in layers for kind in hooks)
+    def changed_weight(self) -> Tensor:
+        """``W`` with the acting adapters, at least fp32."""
+        weight_oi = wide(self.base_layer.weight)
+        total_oi = weight_oi
+        for name in self.acting:
+            a_ri, b_or = self.factors(name)
+            changed_oi = self.scales[name] * wide(b_or) @ wide(a_ri)
+            total_oi = total_oi + changed_oi
+            if name in self.lora_magnitude_vector:
+                total_oi = self.lora_magnitude_vector[name](self._row_lengths(name))[:, None] * total_oi
+        return total_oi
+
+    def _make_b(self, rank: int) -> nn.Linear:
+        return nn.Linear(rank, self.base_layer.out_features, bias=False)
+
+    def _row_lengths(self, name: str) -> Tensor:
+        return row_lengths(self.base_layer.weight, *self.factors(name), self.scales[name])
+
+    def _is_plain(self, name: str) -> bool:
+        """Whether nothing stands between the products: no DoRA or dropout, no base of another kind, no hook that wants to see a call."""
+        layers = (self.base_layer, self.lora_A[name], self.lora_B[name])
+        is_still = isinstance(self.lora_dropout[name], nn.Identity) or not self.training
+        return (
+            type(self.base_layer) is Linear
+            and is_still
+            and name not in self.lora_magnitude_vector
+            and not any(getattr(layer, kind) for layer in layers for kind in _HOOKS)
+        )
 
     def extra_repr(self) -> str:
-        """Rank and scale."""
-        return f"rank={self.a_ri.shape[0]}, scale={self.scale:g}"
+        """Adapters with rank and scale."""
+        return ", ".join(f"{name}: rank={self.factors(name)[0].shape[0]}, scale={scale:g}" for name, scale in self.scales.items())

@@ -16,10 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from ms4_train.chat.images import ImageSpec, image_token_ids, image_tokens
 from ms4_train.chat.special_ids import SpecialIds
-from ms4_train.chat.types import ChatRow, Message
+from ms4_train.chat.types import ChatRow, ImagePart, Message
+from ms4_train.errors import RowError
+from ms4_train.untrusted import EncodedImage
 
-SpanKind = Literal["begin", "system", "settings", "user", "tool_result", "thinking", "text", "tool_call", "end"]
+SpanKind = Literal["begin", "system", "settings", "user", "image", "tool_result", "thinking", "text", "tool_call", "end"]
 Turns = Literal["all", "last"]
 
 
@@ -41,11 +44,22 @@ class EncodedRow:
     loss_mask: list[bool]
     """True where the token, as a target, is trained: the model learns to write it after the tokens before it."""
     spans: tuple[Span, ...]
+    """In order and without gaps. An image is a span of its own, between the pieces of the turn that it stands in."""
+    images: tuple[EncodedImage, ...] = ()
+    """The images of the ``image`` spans, in token order."""
 
     @property
     def num_trained(self) -> int:
         """Tokens that carry loss."""
         return sum(self.loss_mask)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt in tokens, with the images of its ``[IMG]`` tokens in token order."""
+
+    token_ids: list[int]
+    images: tuple[EncodedImage, ...]
 
 
 class RowEncoder:
@@ -55,12 +69,20 @@ class RowEncoder:
         encode_text: byte-pair ids of one text piece.
         ids: the special tokens.
         preamble: ids of the tool definitions and the model settings, which stand before the first user message.
+        image_spec: how images are cut; None refuses rows with images.
     """
 
-    def __init__(self, encode_text: Callable[[str], list[int]], ids: SpecialIds, preamble: Callable[[str, str], list[int]]) -> None:
+    def __init__(
+        self,
+        encode_text: Callable[[str], list[int]],
+        ids: SpecialIds,
+        preamble: Callable[[str, str], list[int]],
+        image_spec: ImageSpec | None = None,
+    ) -> None:
         self._encode_text = encode_text
         self._ids = ids
         self._preamble = preamble
+        self._image_spec = image_spec
 
     def encode(self, row: ChatRow, *, train_on_thinking: bool = True, train_on_turns: Turns = "all") -> EncodedRow:
         """Encode a whole conversation.
@@ -72,6 +94,9 @@ class RowEncoder:
 
         Returns:
             Ids equal to mistral-common's, and the mask: thinking, text, tool calls and the end token of the trained assistant turns.
+
+        Raises:
+            RowError: ``unsupported-content``: it holds an image, and the tokenizer knows no images.
         """
         ids = self._ids
         token_ids: list[int] = [ids.bos]
@@ -92,15 +117,41 @@ class RowEncoder:
                 if is_first_user:
                     add("settings", self._preamble(row.tools_json, row.reasoning_effort), False)
                     is_first_user = False
-                add("user", [ids.begin_inst, *self._encode_text(message.text), ids.end_inst], False)
+                for kind, piece in self._shown_pieces(message, "user", ids.begin_inst, ids.end_inst):
+                    add(kind, piece, False)
             elif message.role == "system":
                 add("system", [ids.begin_system, *self._encode_text(message.text), ids.end_system], False)
             else:
-                add("tool_result", [ids.begin_tool_results, *self._encode_text(message.text), ids.end_tool_results], False)
+                for kind, piece in self._shown_pieces(message, "tool_result", ids.begin_tool_results, ids.end_tool_results):
+                    add(kind, piece, False)
         loss_mask: list[bool] = []
         for span in spans:
             loss_mask += [span.trained] * (span.stop - span.start)
-        return EncodedRow(token_ids, loss_mask, tuple(spans))
+        return EncodedRow(token_ids, loss_mask, tuple(spans), row.images)
+
+    def _shown_pieces(self, message: Message, kind: SpanKind, begin: int, end: int) -> list[tuple[SpanKind, list[int]]]:
+        """A turn of a user or tool between its two tags, cut where images stand."""
+        if not message.parts:
+            return [(kind, [begin, *self._encode_text(message.text), end])]
+        if self._image_spec is None:
+            raise RowError(
+                "the row holds an image, but the tokenizer file has no image section.",
+                row_code="unsupported-content",
+                fix="use the tekken.json of a multimodal model.",
+            )
+        parts = message.parts
+        # mistral-common's own order of a user's one text and one image, whichever was given first.
+        if message.role == "user" and len(parts) == 2 and isinstance(parts[0], str):
+            parts = parts[::-1]
+        pieces: list[tuple[SpanKind, list[int]]] = [(kind, [begin])]
+        for part in parts:
+            if isinstance(part, ImagePart):
+                grid = image_tokens(part.image.width, part.image.height, self._image_spec)
+                pieces += [("image", image_token_ids(grid, self._ids)), (kind, [])]
+            else:
+                pieces[-1][1].extend(self._encode_text(part))
+        pieces[-1][1].append(end)
+        return [piece for piece in pieces if piece[1]]
 
     def _assistant_pieces(self, message: Message) -> list[tuple[SpanKind, list[int]]]:
         ids = self._ids

@@ -1,10 +1,12 @@
 """Turns the outside form of a conversation (JSON of a training row, messages of a prompt) into a checked ``ChatRow``.
 
-Accepted beside plain text content: lists of ``text`` and ``thinking`` parts, and thinking in a field of its own (``reasoning_content``,
-``reasoning`` or ``thinking``). Everything that would be trained on wrongly or silently dropped is refused with a stable fault code:
+Accepted beside plain text content: lists of ``text``, ``thinking`` and image parts (``ms4_train.chat.image_fields``), and thinking in a
+field of its own (``reasoning_content``, ``reasoning`` or ``thinking``). Everything that would be trained on wrongly or silently dropped is
+refused with a stable fault code:
 
 - ``not-an-object``, ``no-messages``, ``no-assistant``, ``bad-role``, ``role-order``;
 - ``bad-content``, ``empty-user``, ``empty-assistant``, ``unsupported-content``, ``unsupported-field``;
+- ``bad-image``, ``image-refused``, ``image-count``;
 - ``bad-mode``, ``thinking-in-none``; ``bad-tools``, ``bad-tool-call``, ``tool-result``.
 
 Exercise it: ``pytest tests/ms4_train/chat/test_messages.py``.
@@ -16,13 +18,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
+from ms4_train.chat.content_fields import content_error, read_content, read_thinking_fields
+from ms4_train.chat.image_fields import RowImages
 from ms4_train.chat.tool_fields import pair_results, read_call_id, read_tool_calls, read_tools
 from ms4_train.chat.types import REASONING_EFFORTS, ChatRow, Message, ReasoningEffort, Role
 from ms4_train.errors import RowError
+from ms4_train.untrusted import ImageReader
 
 ROLES: tuple[Role, ...] = get_args(Role)
 
-_THINKING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 # These change what is trained in other tools' formats; ignoring them would train something else than the user meant. Beside each the value
 # that changes nothing. (0 equals False and 1 equals True here: a weight of 0 leaves a turn out, so it must not pass.)
 _REFUSED_FIELDS: dict[str, bool | None] = {"function_call": None, "prefix": False, "weight": True, "train": True, "trainable": True}
@@ -36,12 +40,13 @@ _MAY_FOLLOW: dict[Role | None, tuple[Role, ...]] = {
 }
 
 
-def read_row(row: Any, *, default_effort: ReasoningEffort = "none") -> ChatRow:
+def read_row(row: Any, *, default_effort: ReasoningEffort = "none", images: ImageReader | None = None) -> ChatRow:
     """Check a training row: a whole conversation that ends with the assistant.
 
     Args:
-        row: ``{"messages": [...], "tools": [...], "reasoning_effort": "none" | "high"}``; the last two are optional.
+        row: ``{"messages": [...], "tools": [...], "reasoning_effort": "none" | "high", "images": [...]}``; all but the first are optional.
         default_effort: mode of a row that names none.
+        images: where images may come from; None refuses rows with images.
 
     Raises:
         RowError: with the fault's code and the key it is at; the caller adds file and line.
@@ -49,7 +54,9 @@ def read_row(row: Any, *, default_effort: ReasoningEffort = "none") -> ChatRow:
     if not isinstance(row, Mapping):
         raise RowError("a row must be a JSON object.", row_code="not-an-object", fix='write {"messages": [...]}.')
     effort = read_effort(row.get("reasoning_effort"), default=default_effort)
-    messages = _read_messages(row.get("messages"))
+    row_images = RowImages(images, row.get("images"))
+    messages = _read_messages(row.get("messages"), row_images)
+    row_images.check_all_used()
     if not any(message.role == "assistant" for message in messages):
         raise RowError("no message is from the assistant, so nothing can be trained.", row_code="no-assistant", key="messages")
     if messages[-1].role != "assistant":
@@ -62,14 +69,20 @@ def read_row(row: Any, *, default_effort: ReasoningEffort = "none") -> ChatRow:
     return ChatRow(messages=messages, tools_json=read_tools(row.get("tools")), reasoning_effort=effort)
 
 
-def read_prompt(messages: Any, *, tools: Any = None, reasoning_effort: str | None = "none") -> ChatRow:
+def read_prompt(messages: Any, *, tools: Any = None, reasoning_effort: str | None = "none", images: ImageReader | None = None) -> ChatRow:
     """Check the messages of a prompt: a conversation that waits for the assistant's next turn.
+
+    Args:
+        messages: as in a row, ending with a user or tool message.
+        tools: definitions in OpenAI's form.
+        reasoning_effort: the mode; None means ``none``.
+        images: where images may come from; None refuses messages with images.
 
     Raises:
         RowError: with the fault's code and key.
     """
     effort = read_effort(reasoning_effort, default="none")
-    checked = _read_messages(messages)
+    checked = _read_messages(messages, RowImages(images))
     if checked[-1].role not in ("user", "tool"):
         raise _last_error(checked, "end the prompt with a user message.")
     return ChatRow(messages=checked, tools_json=read_tools(tools), reasoning_effort=effort)
@@ -91,7 +104,7 @@ def read_effort(value: Any, *, default: ReasoningEffort) -> ReasoningEffort:
 
 def _check_trained_thinking(message: Message, effort: ReasoningEffort, key: str) -> None:
     if not message.thinking_closed:
-        raise _content_error("an unclosed thought cannot be trained on.", key, "close it, or cut the row before it.")
+        raise content_error("an unclosed thought cannot be trained on.", key, "close it, or cut the row before it.")
     if effort == "none":
         raise RowError(
             "an assistant turn has thinking, but the row's mode is none; training on it would teach the mode to think.",
@@ -101,12 +114,12 @@ def _check_trained_thinking(message: Message, effort: ReasoningEffort, key: str)
         )
 
 
-def _read_messages(value: Any) -> tuple[Message, ...]:
+def _read_messages(value: Any, images: RowImages) -> tuple[Message, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
         raise RowError(
             "must be a list of at least one message.", row_code="no-messages", key="messages", fix="check data.*.fields.messages."
         )
-    messages = [_read_message(entry, f"messages[{index}]") for index, entry in enumerate(value)]
+    messages = [_read_message(entry, f"messages[{index}]", images) for index, entry in enumerate(value)]
     return tuple(_check_order(messages))
 
 
@@ -151,9 +164,9 @@ def _check_order(messages: list[Message]) -> list[Message]:
     return ordered
 
 
-def _read_message(entry: Any, key: str) -> Message:
+def _read_message(entry: Any, key: str, images: RowImages) -> Message:
     if not isinstance(entry, Mapping):
-        raise _content_error("must be an object with role and content.", key)
+        raise content_error("must be an object with role and content.", key)
     role = entry.get("role")
     if role not in ROLES:
         hint = " The row looks like ShareGPT's form (from, value)." if "from" in entry else ""
@@ -167,11 +180,12 @@ def _read_message(entry: Any, key: str) -> Message:
                 key=f"{key}.{name}",
                 fix="remove it; see data.train_on_turns.",
             )
-    text, thinking, closed = _read_content(entry.get("content"), f"{key}.content")
-    field_thinking = _read_thinking_fields(entry, key)
+    content = read_content(entry.get("content"), f"{key}.content", role, images)
+    text, thinking, closed = content.text, content.thinking, content.thinking_closed
+    field_thinking = read_thinking_fields(entry, key)
     if field_thinking is not None:
         if thinking is not None:
-            raise _content_error("thinking stands both in the content and in a field of its own.", key)
+            raise content_error("thinking stands both in the content and in a field of its own.", key)
         thinking = field_thinking
     if role == "assistant":
         calls = read_tool_calls(entry.get("tool_calls"), f"{key}.tool_calls")
@@ -184,76 +198,14 @@ def _read_message(entry: Any, key: str) -> Message:
             )
         return Message("assistant", text, thinking, closed, calls)
     if thinking is not None:
-        raise _content_error(f"a {role} message cannot hold thinking.", key)
+        raise content_error(f"a {role} message cannot hold thinking.", key)
     if entry.get("tool_calls"):
-        raise _content_error(f"a {role} message cannot hold tool calls.", key)
+        raise content_error(f"a {role} message cannot hold tool calls.", key)
     if role == "tool":
-        return Message("tool", text, tool_call_id=read_call_id(entry.get("tool_call_id"), f"{key}.tool_call_id"))
-    if role == "user" and not text.strip():
+        return Message("tool", text, tool_call_id=read_call_id(entry.get("tool_call_id"), f"{key}.tool_call_id"), parts=content.parts)
+    if role == "user" and not text.strip() and not content.parts:
         raise RowError("the user's turn is empty.", row_code="empty-user", key=key, fix="remove the row, or give the turn text.")
-    return Message(role, text)
-
-
-def _read_thinking_fields(entry: Mapping[str, Any], key: str) -> str | None:
-    found: str | None = None
-    for name in _THINKING_FIELDS:
-        value = entry.get(name)
-        # Data sets write "" where a turn has no thinking.
-        if value is None or value == "":
-            continue
-        if not isinstance(value, str):
-            raise _content_error("must be text.", f"{key}.{name}")
-        if found is not None and found != value:
-            raise _content_error(f"two of {', '.join(_THINKING_FIELDS)} differ.", key, "keep one of them.")
-        found = value
-    return found
-
-
-def _read_content(content: Any, key: str) -> tuple[str, str | None, bool]:
-    """Returns the text, the thinking (None without) and whether the thought is closed."""
-    if content is None:
-        return "", None, True
-    if isinstance(content, str):
-        return content, None, True
-    if not isinstance(content, Sequence) or isinstance(content, bytes):
-        raise _content_error("must be text or a list of parts.", key)
-    texts: list[str] = []
-    thinking: str | None = None
-    closed = True
-    for index, part in enumerate(content):
-        place = f"{key}[{index}]"
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        text = part.get("text") if isinstance(part, Mapping) else None
-        if kind == "text" and isinstance(text, str):
-            texts.append(text)
-        elif isinstance(part, Mapping) and kind == "thinking":
-            if thinking is not None or any(texts):
-                raise _content_error("a turn has at most one thinking part, and it stands before the text.", place)
-            thinking = _read_thinking_part(part.get("thinking"), place)
-            closed = part.get("closed") is not False
-        elif isinstance(kind, str) and kind not in ("text", "thinking"):
-            raise RowError(
-                f"parts of type {kind!r:.40} are not supported.", row_code="unsupported-content", key=place, fix="use text parts."
-            )
-        else:
-            raise _content_error('must be {"type": "text", "text": ...} or {"type": "thinking", "thinking": ...}.', place)
-    # Without separator, as mistral-common joins the text parts of a version 15 message.
-    return "".join(texts), thinking, closed
-
-
-def _read_thinking_part(value: Any, key: str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Sequence) and not isinstance(value, bytes):
-        pieces = [piece.get("text") if isinstance(piece, Mapping) and piece.get("type") == "text" else None for piece in value]
-        texts = [piece for piece in pieces if isinstance(piece, str)]
-        if len(texts) == len(pieces):
-            return "".join(texts)
-    raise _content_error("must be text or a list of text parts.", f"{key}.thinking")
-
-
-def _content_error(message: str, key: str, fix: str = "write the message in the form the documentation shows.") -> RowError:
-    return RowError(message, row_code="bad-content", key=key, fix=fix)
+    return Message(role, text, parts=content.parts)
 
 
 def _with_article(role: Role) -> str:

@@ -26,6 +26,9 @@ class SpecialIds:
     end_think: int
     begin_settings: int
     end_settings: int
+    img: int
+    img_break: int
+    img_end: int
 
     @classmethod
     def from_lookup(cls, lookup: Callable[[str], int]) -> SpecialIds:
@@ -51,4 +54,7 @@ class SpecialIds:
             end_think=lookup("[/THINK]"),
             begin_settings=lookup("[MODEL_SETTINGS]"),
             end_settings=lookup("[/MODEL_SETTINGS]"),
+            img=lookup("[IMG]"),
+            img_break=lookup("[IMG_BREAK]"),
+            img_end=lookup("[IMG_END]"),
         )

@@ -3,7 +3,7 @@
 Byte-pair encoding and prompts are mistral-common's; training rows are ``ms4_train.chat.encode``'s, checked against it.
 Exercise it: ``pytest tests/ms4_train/chat/test_tokenizer.py``.
 
-Not covered: images and audio.
+Not covered: audio.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mistral_common.exceptions import MistralCommonException
+from mistral_common.protocol.instruct.chunk import ImageChunk
 from mistral_common.protocol.instruct.normalize import get_normalizer
 from mistral_common.protocol.instruct.validator import ValidationMode, get_validator
 from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy, TokenizerVersion
@@ -24,31 +25,38 @@ from mistral_common.tokens.tokenizers.model_settings_builder import ModelSetting
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 from ms4_train.chat.derive import MAX_TOKENIZER_BYTES, NUM_BYTES
-from ms4_train.chat.encode import EncodedRow, RowEncoder, Turns
+from ms4_train.chat.encode import EncodedPrompt, EncodedRow, RowEncoder, Turns
+from ms4_train.chat.images import ImageSpec, SizeEncoder, image_encoder
 from ms4_train.chat.messages import read_prompt, read_row
-from ms4_train.chat.request import to_request
+from ms4_train.chat.request import ImageToChunk, to_request
 from ms4_train.chat.special_ids import SpecialIds
 from ms4_train.chat.types import ChatRow, Message
-from ms4_train.errors import RowError, TokenizerError
-from ms4_train.untrusted import parse_json, read_bytes
+from ms4_train.errors import RowError, TokenizerError, UntrustedInputError
+from ms4_train.untrusted import DEFAULT_LIMITS, ImageLimits, ImageReader, decode_image, parse_json, read_bytes
 
 _VERSION = "v15"
 
 
 class ChatTokenizer:
-    """A version 15 tekken tokenizer; make one with ``ChatTokenizer.from_file``."""
+    """A version 15 tekken tokenizer; make one with ``ChatTokenizer.from_file``.
 
-    def __init__(self, tekken: Tekkenizer, path: Path) -> None:
+    ``image_spec`` says how it cuts images; None where its file does not describe any.
+    """
+
+    def __init__(self, tekken: Tekkenizer, path: Path, image_spec: ImageSpec | None = None) -> None:
         self.path = path
         self._tekken = tekken
         self._bpe_offset = tekken.num_special_tokens
-        # Text-only: no image encoder, so image parts are refused instead of encoded without their pixels.
-        instruct = InstructTokenizerV15(tekken)
-        self._prompts = self._pipeline(instruct, ValidationMode.test)
-        self._rows = self._pipeline(instruct, ValidationMode.finetuning)
         self.ids = SpecialIds.from_lookup(tekken.get_special_token)
+        self.image_spec = image_spec
+        # Prompts count an image's tokens from its size; the oracle decodes it. Without a spec images are refused before they get here.
+        sizes = SizeEncoder(image_spec, self.ids) if image_spec else None
+        pixels = image_encoder(image_spec, self.ids) if image_spec else None
+        self._prompts = self._pipeline(InstructTokenizerV15(tekken, image_encoder=sizes), ValidationMode.test)
+        self._rows = self._pipeline(InstructTokenizerV15(tekken, image_encoder=pixels), ValidationMode.finetuning)
+        self._rows_by_size = self._pipeline(InstructTokenizerV15(tekken, image_encoder=sizes), ValidationMode.finetuning)
         self._preamble = functools.lru_cache(maxsize=4096)(self._encode_preamble)
-        self._encoder = RowEncoder(self.encode_text, self.ids, self._preamble)
+        self._encoder = RowEncoder(self.encode_text, self.ids, self._preamble, image_spec)
 
     @staticmethod
     def _pipeline(instruct: InstructTokenizerV15, mode: ValidationMode) -> MistralTokenizer[Any, Any, Any, Any, Any]:
@@ -87,7 +95,7 @@ class ChatTokenizer:
                 fix="give the tekken.json of Mistral Small 4.",
             )
         try:
-            tokenizer = cls(_build_tekken(data, path), path)
+            tokenizer = cls(_build_tekken(data, path), path, ImageSpec.from_section(data.get("image")))
         # mistral-common checks a file with asserts and plain ValueErrors.
         except (AssertionError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200] or "its tokens do not fit together"
@@ -229,7 +237,7 @@ class ChatTokenizer:
             reasoning_effort: ``none`` or ``high``; None means ``none``.
 
         Raises:
-            RowError: the messages are malformed.
+            RowError: the messages are malformed, or hold images (see ``encode_prompt_with_images``).
         """
         return self.encode_prompt(read_prompt(messages, tools=tools, reasoning_effort=reasoning_effort))
 
@@ -237,37 +245,71 @@ class ChatTokenizer:
         """``encode_chat`` of an already checked conversation.
 
         Raises:
-            RowError: ``refused``: mistral-common refuses it.
+            RowError: ``refused``: mistral-common refuses it; ``unsupported-content``: it holds images.
         """
-        return self._encode_with(self._prompts, row)
+        if row.images:
+            raise RowError(
+                "the conversation holds images, but only its tokens are asked for.",
+                row_code="unsupported-content",
+                fix="use a multimodal model, or remove the images.",
+            )
+        return self.encode_prompt_with_images(row).token_ids
 
-    def read_row(self, row: Any) -> ChatRow:
+    def encode_prompt_with_images(self, row: ChatRow) -> EncodedPrompt:
+        """A prompt that may hold images, as mistral-common encodes it; nothing is decoded yet (see ``images.to_image_batch``).
+
+        Raises:
+            RowError: ``refused``: mistral-common refuses it; ``unsupported-content``: it holds images, and this tokenizer knows none.
+        """
+        self._check_images(row)
+        return EncodedPrompt(self._encode_with(self._prompts, row, SizeEncoder.chunk), row.images)
+
+    def _check_images(self, row: ChatRow) -> None:
+        if row.images and self.image_spec is None:
+            raise RowError(
+                "the conversation holds images, but the tokenizer file has no image section.",
+                row_code="unsupported-content",
+                fix="use the tekken.json of a multimodal model.",
+            )
+
+    def read_row(self, row: Any, *, images: ImageReader | None = None) -> ChatRow:
         """Check a training row (see ``ms4_train.chat.messages.read_row``).
 
         Raises:
             RowError: the row is malformed.
         """
-        return read_row(row)
+        return read_row(row, images=images)
 
     def encode_row(self, row: ChatRow, *, train_on_thinking: bool = True, train_on_turns: Turns = "all") -> EncodedRow:
         """A whole conversation with its loss mask (see ``ms4_train.chat.encode``).
 
         Raises:
-            RowError: ``refused`` or ``unsplittable-text``.
+            RowError: ``refused``, ``unsplittable-text`` or ``unsupported-content``.
         """
         return self._encoder.encode(row, train_on_thinking=train_on_thinking, train_on_turns=train_on_turns)
 
-    def encode_with_mistral_common(self, row: ChatRow) -> list[int]:
+    def encode_with_mistral_common(self, row: ChatRow, *, decode: bool = True, limits: ImageLimits = DEFAULT_LIMITS) -> list[int]:
         """The same conversation by mistral-common's own path: the oracle for ``encode_row``.
 
-        Raises:
-            RowError: ``refused``: mistral-common refuses it.
-        """
-        return self._encode_with(self._rows, row)
+        Args:
+            row: a checked conversation.
+            decode: let mistral-common decode every image, here and now; otherwise it knows them by their size.
+            limits: bounds of decoding.
 
-    def _encode_with(self, pipeline: MistralTokenizer[Any, Any, Any, Any, Any], row: ChatRow) -> list[int]:
+        Raises:
+            RowError: ``refused``: mistral-common refuses it; ``bad-image``: an image cannot be decoded.
+        """
+        self._check_images(row)
+        if not decode:
+            return self._encode_with(self._rows_by_size, row, SizeEncoder.chunk)
         try:
-            return list(pipeline.encode_chat_completion(to_request(row)).tokens)
+            return self._encode_with(self._rows, row, lambda image: ImageChunk(image=decode_image(image, limits)))
+        except UntrustedInputError as error:
+            raise RowError(f"the image {error.message}", row_code="bad-image", fix=error.fix) from None
+
+    def _encode_with(self, pipeline: MistralTokenizer[Any, Any, Any, Any, Any], row: ChatRow, image_chunk: ImageToChunk) -> list[int]:
+        try:
+            return list(pipeline.encode_chat_completion(to_request(row, image_chunk)).tokens)
         except (MistralCommonException, ValueError) as error:
             raise RowError(f"mistral-common refuses the conversation ({str(error)[:300]}).", row_code="refused") from None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ms4_train.untrusted import parse_json
+from ms4_train.untrusted import EncodedImage, parse_json
 
 Role = Literal["system", "user", "assistant", "tool"]
 ReasoningEffort = Literal["none", "high"]
@@ -41,8 +41,15 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class ImagePart:
+    """An image inside a turn."""
+
+    image: EncodedImage
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. Only an assistant has thinking or calls; only a tool has ``tool_call_id``."""
+    """One turn. Only an assistant has thinking or calls; only a tool has ``tool_call_id``; only users and tools have images."""
 
     role: Role
     text: str
@@ -52,6 +59,14 @@ class Message:
     """False: the thought was cut off, so no closing tag is written."""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str = ""
+    parts: tuple[str | ImagePart, ...] = ()
+    """Of a turn with images: texts and images in the order they were given, no two texts beside each other, none empty. Else empty.
+    ``text`` is all its texts joined."""
+
+    @property
+    def images(self) -> tuple[EncodedImage, ...]:
+        """The images of the turn in their order."""
+        return tuple(part.image for part in self.parts if isinstance(part, ImagePart))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +77,8 @@ class ChatRow:
     tools_json: str = ""
     """The tool definitions as canonical JSON text (a list in OpenAI's form), empty without tools."""
     reasoning_effort: ReasoningEffort = "none"
+
+    @property
+    def images(self) -> tuple[EncodedImage, ...]:
+        """The images of all turns in their order."""
+        return tuple(image for message in self.messages for image in message.images)

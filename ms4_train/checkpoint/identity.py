@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ms4_train.checkpoint.manifest import canonical_json
-from ms4_train.config.schema import SftRun
+from ms4_train.config.schema import DataSection, FieldMap, ImagesSection, SftRun
 from ms4_train.errors import CheckpointError
 
 # Length, bookkeeping, and settings that change memory or speed but not what is computed.
@@ -36,6 +36,8 @@ FREE_TRAINING_KEYS = frozenset(
     }
 )
 _LOCKED_TRAINING_KEYS = frozenset({"train_router"})
+# How images are decoded, not which.
+FREE_IMAGE_KEYS = {"workers", "decode_seconds"}
 _ABSENT = "absent"
 _SHOWN_CHARACTERS = 40
 
@@ -53,13 +55,24 @@ def run_identity(config: SftRun, *, base_fingerprint: str, tokenizer_sha256: str
             "dtype": config.model.dtype,
             "softmax_scale": config.model.softmax_scale,
         },
-        "data": config.data.model_dump(mode="json"),
+        "data": _data_identity(config.data),
         "adapter": None if config.adapter is None else config.adapter.model_dump(mode="json"),
         "seed": config.seed,
         "training": {key: training[key] for key in sorted(_LOCKED_TRAINING_KEYS)},
     }
     watched = {key: value for key, value in training.items() if key not in FREE_TRAINING_KEYS | _LOCKED_TRAINING_KEYS}
     return {"locked": locked, "watched": {"training": watched}, "sha256": hashlib.sha256(canonical_json(locked)).hexdigest()}
+
+
+def _data_identity(section: DataSection) -> dict[str, Any]:
+    """The data section. Keys for images are in it where they say something, so that runs from before them go on."""
+    data = section.model_dump(mode="json", exclude={"images": FREE_IMAGE_KEYS})
+    if data["images"] == ImagesSection().model_dump(mode="json", exclude=FREE_IMAGE_KEYS):
+        del data["images"]
+    for source in [*data["train"], *data["validation"]]:
+        if source["fields"]["images"] == FieldMap().images:
+            del source["fields"]["images"]
+    return data
 
 
 def differing_keys(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

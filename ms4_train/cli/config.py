@@ -1,4 +1,4 @@
-"""``ms4 config check|show|schema``: run files without running them.
+"""``ms4 config check|show|schema|import-axolotl``: run files without running them.
 
 Exercise it: ``pytest tests/ms4_train/cli/test_config.py``.
 """
@@ -72,4 +72,35 @@ def schema(
         typer.echo(text, nl=False)
     else:
         atomic_write_text(out, text)
+        typer.echo(f"wrote {out}")
+
+
+@app.command(
+    "import-axolotl",
+    epilog="""Examples:
+
+ms4 config import-axolotl qlora-text.yml
+
+ms4 config import-axolotl qlora-text.yml --out run.yaml && ms4 config check run.yaml""",
+)
+def import_axolotl(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="axolotl's YAML file.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Write the run file here instead of to the terminal.", show_default=False)] = None,
+) -> None:
+    """Translate a file of axolotl's into a run file, and report what became of every key.
+
+    The run file goes to standard output, the report to standard error: what was translated, what was dropped and why, and where the
+    original trains less, or something else, than it says.
+    """
+    from ms4_train.config.importing.axolotl import import_axolotl as translate
+    from ms4_train.config.importing.report import commented_yaml, report
+    from ms4_train.storage import atomic_write_text
+
+    draft = translate(file)
+    if out is None:
+        typer.echo(commented_yaml(draft), nl=False)
+    else:
+        atomic_write_text(out, commented_yaml(draft))
+    typer.echo(report(draft), nl=False, err=True)
+    if out is not None:
         typer.echo(f"wrote {out}")

@@ -105,6 +105,7 @@ def preview(
                 encoded = outcome.encoded
                 share = encoded.num_trained / len(encoded.token_ids)
                 head = f"{raw.row_id}: mode {outcome.row.reasoning_effort}, {len(encoded.token_ids):,} tokens, "
+                head += f"images: {len(encoded.images)}, " if encoded.images else ""
                 console.print(f"{head}{encoded.num_trained:,} trained ({share:.0%})", markup=False, highlight=False)
                 console.print(render_row(encoded, loaded, colour=colour))
 
@@ -130,10 +131,12 @@ def check(
 ) -> None:
     """List bad rows with file, line and code, and count the good ones. Exit code 2 if a row is bad.
 
-    Without a tokenizer only the form of rows is checked; with one, or with a run file, their tokens too.
+    Without a tokenizer only the form of rows and the headers of images are checked; with one, or with a run file, their tokens too, and
+    every image is decoded.
     """
     from rich.console import Console
 
+    from ms4_train.cli.bars import counting_bar
     from ms4_train.data.preparation import check_rows
 
     section, run_tokenizer = _section_of(file, mode)
@@ -142,7 +145,11 @@ def check(
     if run_tokenizer is None:
         section = section.model_copy(update={"max_length": NO_LIMIT})
     console = Console(soft_wrap=True, highlight=False)
-    surveys = [check_rows(source, section, loaded) for source in [*section.train, *section.validation]]
+    with counting_bar("rows", console=Console(stderr=True)) as bar:
+        surveys = [
+            check_rows(source, section, loaded, progress=lambda path, done: bar(done, None, f"{path}: {done:,} rows"))
+            for source in [*section.train, *section.validation]
+        ]
     for result in surveys:
         for fault in result.faults[:SHOWN_FAULTS]:
             console.print(f"{fault} Fix: {fault.fix}" if fault.fix else str(fault), markup=False)
@@ -228,6 +235,8 @@ def _print_counts(result: Survey, console: Console, *, has_tokens: bool) -> None
             parts += [f"{counts.rows_overlong:,} overlong", f"longest {counts.longest:,} tokens", f"{counts.tokens:,} tokens"]
             parts.append(f"{result.trained_fraction:.1%} of them trained")
         console.print(f"{counts.path}: {', '.join(parts)}", markup=False)
+        for line in counts.image_lines():
+            console.print(f"{counts.path}: {line}", markup=False)
         if counts.rows_spelled_tags:
             console.print(
                 f"{counts.path}: warning: rows that spell a control tag such as [THINK] as ordinary text: {counts.rows_spelled_tags:,}",

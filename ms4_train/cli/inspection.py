@@ -105,6 +105,8 @@ def _rows(found: Inspection) -> dict[str, str]:
     if found.skipped:
         rows["skipped"] = f"{_count(len(found.skipped), 'tensor')} that hold no weights, such as {found.skipped[0]}"
     rows["fingerprint"] = found.fingerprint or "none, because of the problems"
+    if found.vision_fingerprint is not None:
+        rows["of the vision"] = found.vision_fingerprint
     return rows
 
 
@@ -126,7 +128,11 @@ def _config_rows(config: ModelConfig) -> dict[str, str]:
 def _vision_words(vision: VisionConfig | None) -> str:
     if vision is None:
         return "none"
-    return f"{vision.num_hidden_layers} layers of width {vision.hidden_size:,}, patches of {vision.patch_size} pixels; not run for text"
+    merge = vision.spatial_merge_size
+    return (
+        f"{vision.num_hidden_layers} layers of width {vision.hidden_size:,}, patches of {vision.patch_size} pixels, "
+        f"{merge} x {merge} patches make a token; not run for text"
+    )
 
 
 def _types_table(found: Inspection) -> Table:

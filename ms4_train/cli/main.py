@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ms4_train.cli import config, data, doctor, evaluate, generate, hub, model, train, weights
+from ms4_train.cli import adapter, config, data, doctor, evaluate, generate, hub, model, train, weights
 from ms4_train.errors import MS4Error
 from ms4_train.storage import is_disk_full
 
@@ -35,6 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(model.app, name="model", help="Create models, merge adapters, derive tokenizers.", rich_help_panel="Prepare")
+app.add_typer(adapter.app, name="adapter", help="Inspect adapters, write them for PEFT or vLLM, show presets.", rich_help_panel="Prepare")
 app.add_typer(weights.app, name="weights", help="Inspect, convert, compare and verify checkpoints.", rich_help_panel="Prepare")
 app.command("pull", epilog=hub.PULL_EXAMPLES, rich_help_panel="Prepare")(hub.pull)
 app.command("push", epilog=hub.PUSH_EXAMPLES, rich_help_panel="Use a model")(hub.push)

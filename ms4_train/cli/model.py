@@ -1,4 +1,4 @@
-"""``ms4 model ...``: fresh checkpoints, adapters merged into their base, derived tokenizers.
+"""``ms4 model ...``: fresh checkpoints, text models given eyes, adapters merged into their base, derived tokenizers.
 
 Exercise it: ``ms4 model --help`` and ``pytest tests/ms4_train/cli/test_model.py``.
 """
@@ -17,6 +17,15 @@ Examples:
   ms4 model tokenizer runs/tiny/tekken.json --ranks 512
 
   ms4 model init configs/models/tiny.yaml runs/tiny/base --tokenizer runs/tiny/tekken.json
+
+  ms4 model init configs/models/tiny-vision.yaml runs/seeing/base --tokenizer runs/tiny/tekken.json
+"""
+ADD_VISION_EXAMPLES = """
+Examples:
+
+  ms4 model add-vision runs/tiny/full/model runs/seeing/base --vision configs/models/tiny-vision.yaml
+
+  ms4 model add-vision BASE OUT --vision configs/models/tiny-vision.yaml --seed 7
 """
 MERGE_EXAMPLES = """
 Examples:
@@ -51,13 +60,34 @@ def init(
     tokenizer: Annotated[Path | None, typer.Option(help="tekken.json to copy into OUT; its size is the model's vocabulary.")] = None,
     dtype: Annotated[Dtype, typer.Option(help="Type of the stored weights.")] = Dtype.bfloat16,
 ) -> None:
-    """Write a fresh checkpoint with random weights."""
+    """Write a fresh checkpoint with random weights, multimodal where CONFIG.yaml has a vision section."""
     import torch
 
     from ms4_train.cli.inspection import inspect_folder, print_inspection
     from ms4_train.weights import init_checkpoint
 
     init_checkpoint(config, out, seed=seed, tokenizer_file=tokenizer, dtype=getattr(torch, dtype.value))
+    print_inspection(inspect_folder(out), "Wrote")
+
+
+@app.command("add-vision", epilog=ADD_VISION_EXAMPLES)
+def add_vision(
+    base: Annotated[Path, typer.Argument(help="Folder of a text model, in any layout.", metavar="BASE")],
+    out: Annotated[Path, typer.Argument(help="Folder to make; it must be empty or absent.", metavar="OUT")],
+    vision: Annotated[Path, typer.Option(help="Model file with a vision section, such as configs/models/tiny-vision.yaml.")],
+    seed: Annotated[int, typer.Option(help="Seed of the random weights.", min=0)] = 0,
+) -> None:
+    """Put a fresh vision tower and projector before a text model, for a training that teaches it to see.
+
+    The text network keeps its values, so adapters of BASE fit OUT too. The projector ends in zeros: until it is trained, a picture changes
+    no answer. Nothing but the vision section of the model file is used.
+    """
+    from ms4_train.cli.inspection import inspect_folder, print_inspection
+    from ms4_train.weights.add_vision import add_vision as write
+    from ms4_train.weights.folder import refuse_foreign_content
+
+    refuse_foreign_content(out, None)  # now rather than after minutes of work
+    write(base, out, vision_yaml=vision, seed=seed)
     print_inspection(inspect_folder(out), "Wrote")
 
 
@@ -70,7 +100,8 @@ def merge(
 ) -> None:
     """Fold an adapter into its base model and write the result as an ordinary model in Hugging Face's layout.
 
-    BASE may be in any layout; FP8 and NVFP4 weights are dequantised. Vision weights, tokenizer and processor files go along unchanged.
+    BASE may be in any layout; FP8 and NVFP4 weights are dequantised. Tokenizer and processor files go along unchanged, and so do vision
+    weights that the adapter does not touch.
     """
     import torch
 
@@ -89,7 +120,7 @@ def merge(
     if line is not None:
         typer.echo(line)
     load_adapter(model, adapter, base_fingerprint=fingerprint(checkpoint))
-    merge_adapter(model)
+    typer.echo(merge_adapter(model).line())
     save_model(model.state_dict(), out, config=model.config, base=checkpoint, replace=False)
     print_inspection(inspect_folder(out), "Wrote")
 

@@ -6,9 +6,10 @@ these models; ``ms4_train.config.load`` reads YAML into them. Exercise it: ``pyt
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 
 class Section(BaseModel):
@@ -35,6 +36,11 @@ class ModelSection(Section):
     experts_backend: Literal["auto", "reference", "cpu", "triton"] = Field(
         default="auto", description="Implementation of the experts operation; triton needs a GPU."
     )
+    vision: Literal["auto", "skip"] = Field(
+        default="auto",
+        description="auto reads tower and projector where the files have them; skip leaves them out: for text rows alone, less memory. "
+        "Results carry the base's vision weights along.",
+    )
     dequantize: bool | None = Field(
         default=None,
         description="Turn FP8 or NVFP4 weights into dtype when they are read (true), or keep them as codes and scales in less memory "
@@ -53,6 +59,7 @@ class FieldMap(Section):
     tools: str = "tools"
     reasoning_effort: str = "reasoning_effort"
     system_prompt: str | None = Field(default=None, description="Column with a system prompt to put before the messages.")
+    images: str = Field(default="images", description="Column with the images that placeholders in the messages stand for.")
 
 
 class DatasetSource(Section):
@@ -69,6 +76,20 @@ class DatasetSource(Section):
     reasoning_effort: Literal["none", "high"] | None = Field(default=None, description="Mode of rows that do not name one (default none).")
     system_prompt: str | None = Field(default=None, description="Text, or a file, of a system prompt for rows without one.")
     fields: FieldMap = FieldMap()
+
+
+class ImagesSection(Section):
+    """Images in rows: where they may come from, and what one may cost. An image beyond a bound makes its row a bad row."""
+
+    root: str | None = Field(
+        default=None, description="Folder that paths in rows start at and may not leave; default: the folder of the source's file."
+    )
+    max_bytes: PositiveInt = Field(default=32 << 20, description="Bytes of one encoded image.")
+    max_pixels: PositiveInt = Field(default=40_000_000, description="Pixels of one image, by its header, before it is decoded.")
+    max_side: PositiveInt = Field(default=16_384, description="Pixels of an image's longer side.")
+    allowed_hosts: list[str] = Field(default=[], description="Hosts that images may be fetched from; none by default.")
+    workers: PositiveInt = Field(default=2, description="Processes per rank that decode images.")
+    decode_seconds: Annotated[float, Field(gt=0)] = Field(default=10.0, description="Time for one image; its worker is then ended.")
 
 
 class DataSection(Section):
@@ -90,6 +111,7 @@ class DataSection(Section):
     train_on_thinking: bool = Field(default=True, description="Whether thinking carries loss.")
     train_on_turns: Literal["all", "last"] = Field(default="all", description="Which assistant turns carry loss.")
     shuffle: bool = True
+    images: ImagesSection = ImagesSection()
 
 
 def _some_steps(steps: int) -> int:
@@ -123,7 +145,16 @@ class TrainingSection(Section):
         default=False, description="Keep only the experts' inputs and compute their pre-activations again in the backward pass."
     )
     loss_chunk_tokens: PositiveInt = Field(default=1024, description="Tokens whose logits exist at once.")
-    train_router: bool | None = Field(default=None, description="Default: on for full fine-tuning, off with an adapter.")
+    train_router: bool = Field(
+        default=False,
+        description="Train the routers too in full fine-tuning. Frozen by default, as balanced as they were; their load is logged.",
+    )
+    router_aux_loss_coef: NonNegative = Field(
+        default=0.0, description="Factor of the load-balancing loss of the routers (Switch, mean over layers); 0 turns it off."
+    )
+    router_z_loss_coef: NonNegative = Field(
+        default=0.0, description="Factor of the mean squared logsumexp of router logits, which keeps them small; 0 turns it off."
+    )
     logging_steps: PositiveInt = 1
     eval_strategy: Literal["no", "steps", "epoch"] = "no"
     eval_steps: PositiveInt = 100
@@ -134,28 +165,124 @@ class TrainingSection(Section):
     resume_from_checkpoint: str = Field(default="auto", description="auto, never, or a checkpoint folder.")
 
 
+Preset = Literal["attention", "attention+experts", "all", "vision", "language"]
+
+_ATTENTION_TARGETS = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "self_attn.o_proj")
+_SHARED_TARGETS = ("shared_experts.gate_proj", "shared_experts.up_proj", "shared_experts.down_proj")
+_STACK_TARGETS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+_VISION_TARGETS = (
+    *("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj"),
+    *("feed_forward.gate_proj", "feed_forward.up_proj", "feed_forward.down_proj"),
+    *("patch_merger.merging_layer", "multi_modal_projector.linear_1", "multi_modal_projector.linear_2"),
+)
+_LANGUAGE_TARGETS = (*_ATTENTION_TARGETS, *_SHARED_TARGETS)
+PRESETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "attention": (_ATTENTION_TARGETS, ()),
+    "attention+experts": (_LANGUAGE_TARGETS, _STACK_TARGETS),
+    "language": (_LANGUAGE_TARGETS, _STACK_TARGETS),
+    "vision": (_VISION_TARGETS, ()),
+    "all": ((*_LANGUAGE_TARGETS, *_VISION_TARGETS), _STACK_TARGETS),
+}
+"""Named sets of targets: (target_modules, target_parameters)."""
+
+_NEEDS_DATA = "it is computed from training data, and no data is read before an adapter is attached"
+_REFUSED_STARTS = {
+    "eva": _NEEDS_DATA,
+    "corda": _NEEDS_DATA,
+    "lora_ga": _NEEDS_DATA,
+    "loftq": "it quantises the base anew; FP8 and NVFP4 files are used as they are here",
+    "mica": "it keeps B frozen and trains A alone",
+}
+
+
+def _known_start(start: object) -> object:
+    if start is True:
+        return "default"  # PEFT's spelling
+    if isinstance(start, str) and start in _REFUSED_STARTS:
+        raise ValueError(f"{start} is not offered: {_REFUSED_STARTS[start]}; take default, gaussian, orthogonal, pissa or olora")
+    return start
+
+
+def _plain_ends(pattern: dict[str, float]) -> dict[str, float]:
+    for key in pattern:
+        if re.fullmatch(r"\w+(\.\w+)*", key) is None:
+            raise ValueError(f"{key!r} is not the end of a name; expressions are not evaluated, write names such as self_attn.o_proj")
+    return pattern
+
+
+_Ends = AfterValidator(_plain_ends)
+
+
 class AdapterSection(Section):
     """A LoRA adapter; without this section every parameter is trained."""
 
     type: Literal["lora"] = "lora"
     r: PositiveInt = 16
     lora_alpha: Annotated[float, Field(gt=0)] = 32.0
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    use_rslora: bool = False
-    target_modules: list[str] = Field(
-        default=["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"],
-        description="Suffixes of linear modules. Each one must match.",
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Of the input of adapters on linear modules.")
+    use_rslora: bool = Field(default=False, description="Scale by alpha / sqrt(r) in the place of alpha / r.")
+    use_dora: bool = Field(default=False, description="Train the length of each row beside its direction (DoRA); linear modules only.")
+    init_lora_weights: Annotated[str, BeforeValidator(_known_start)] = Field(
+        default="default",
+        pattern=r"^(default|gaussian|orthogonal|pissa|pissa_niter_[1-9][0-9]?|olora)$",
+        description="Where an adapter starts: default, gaussian, orthogonal, pissa, pissa_niter_N (faster, approximate) or olora.",
     )
-    target_parameters: list[str] = Field(default=[], description="Suffixes of stacked expert parameters, e.g. mlp.experts.gate_up_proj.")
+    preset: Preset | None = Field(default=None, description="A named set of targets, in the place of target_modules and target_parameters.")
+    target_modules: list[str] = Field(
+        default=list(_ATTENTION_TARGETS),
+        description="Ends of names of linear modules and embeddings; with * a pattern of the whole name. Each one must match.",
+    )
+    target_parameters: list[str] = Field(
+        default=[],
+        description="Ends of names of stacked expert parameters, e.g. mlp.experts.gate_up_proj, and of routers: mlp.gate.weight.",
+    )
+    exclude_modules: list[str] = Field(default=[], description="Modules left alone although a target matches them; written as targets are.")
+    modules_to_save: list[str] = Field(
+        default=[], description="Ends of names of modules that are trained whole and saved with the adapter, e.g. lm_head."
+    )
+    rank_pattern: Annotated[dict[str, PositiveInt], _Ends] = Field(default={}, description="Other ranks, by the end of a target's name.")
+    alpha_pattern: Annotated[dict[str, Annotated[float, Field(gt=0)]], _Ends] = Field(
+        default={}, description="Other values of lora_alpha, by the end of a target's name."
+    )
     init_from: str | None = Field(default=None, description="Folder of an adapter to go on training.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, values: object) -> object:
+        """A preset becomes its targets, so that whoever reads a section finds them in one place."""
+        preset = values.get("preset") if isinstance(values, dict) else None
+        if not isinstance(values, dict) or not isinstance(preset, str) or preset not in PRESETS:
+            return values
+        targets = dict(zip(("target_modules", "target_parameters"), map(list, PRESETS[preset]), strict=True))
+        for key, expanded in targets.items():
+            if values.get(key, expanded) != expanded:  # a resolved file holds both, in agreement
+                raise ValueError(f"preset {preset} and {key} exclude each other; keep one of them")
+        return values | targets
+
     @model_validator(mode="after")
-    def _something_is_targeted(self) -> AdapterSection:
-        if not self.target_modules and not self.target_parameters:
+    def _fits_together(self) -> AdapterSection:
+        if not self.target_modules and not self.target_parameters and not self.modules_to_save:
             raise ValueError("target_modules and target_parameters are both empty; name at least one target")
         if self.target_parameters and self.lora_dropout > 0:
             raise ValueError("lora_dropout must be 0 when target_parameters names stacked experts (PEFT files cannot express it)")
+        if self.target_parameters and self.use_dora:
+            raise ValueError(
+                "use_dora must be false when target_parameters names stacked experts: "
+                "it needs the length of every expert's rows, and PEFT files cannot express it"
+            )
+        start = self.init_lora_weights
+        if self.target_parameters and start.startswith(("pissa", "olora")):
+            raise ValueError(f"init_lora_weights {start} decomposes whole matrices; it is not computed for target_parameters")
+        if any(target.rpartition(".")[2].endswith("_proj") for target in self.target_parameters) and start == "orthogonal":
+            raise ValueError("init_lora_weights orthogonal is defined for one matrix, not for stacked experts")
+        if start == "orthogonal" and any(rank % 2 for rank in (self.r, *self.rank_pattern.values())):
+            raise ValueError("init_lora_weights orthogonal needs even ranks")
         return self
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether attaching takes the adapter's start out of the base weights (PiSSA, OLoRA)."""
+        return self.init_lora_weights.startswith(("pissa", "olora"))
 
 
 class ParallelSection(Section):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ms4_train.data.rows import Document
+from ms4_train.model.images import ImageBatch
 
 NO_LOSS = -100
 """Target of a position whose next token is not trained (the value that torch's cross-entropy ignores by default)."""
@@ -32,6 +33,8 @@ class PackedBatch:
     """Where each document comes from."""
     num_trained: int
     """Targets that carry loss."""
+    images: ImageBatch | None = None
+    """The preprocessed images of all documents, in the order of their tokens; None where there are none."""
 
     @property
     def num_tokens(self) -> int:
@@ -39,8 +42,14 @@ class PackedBatch:
         return int(self.input_ids_t.numel())
 
 
-def make_batch(documents: Sequence[Document]) -> PackedBatch:
-    """Put documents behind each other and shift the targets inside each one; the last token of a document predicts nothing."""
+def make_batch(documents: Sequence[Document], images: ImageBatch | None = None) -> PackedBatch:
+    """Put documents behind each other and shift the targets inside each one; the last token of a document predicts nothing.
+
+    Args:
+        documents: at least one.
+        images: all images of ``documents``, preprocessed, document behind document.
+    """
+    assert sum(len(document.images) for document in documents) == (0 if images is None else len(images.grids))
     inputs: list[np.ndarray] = []
     targets: list[np.ndarray] = []
     for document in documents:
@@ -55,6 +64,7 @@ def make_batch(documents: Sequence[Document]) -> PackedBatch:
         lengths=tuple(len(document) for document in documents),
         row_ids=[document.row_id for document in documents],
         num_trained=sum(document.num_trained for document in documents),
+        images=images,
     )
 
 

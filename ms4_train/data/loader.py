@@ -4,31 +4,56 @@ All ranks walk through one global sequence of packed rows; row i belongs to rank
 depend on how many ranks there are, and a run saved on two ranks goes on with one. The position counts source rows, and holds what the
 packer carries over; counting batches instead repeats or drops rows on resume.
 
-Exercise it: ``pytest tests/ms4_train/data/test_loader.py``.
+Rows are encoded before the run (or, for streams, block by block). What is left is the images: workers decode those of the next batches
+while the model computes. Batches that were only planned do not count: the position is always that behind the last one handed out.
 
-Not covered: worker processes. Rows are encoded before the run (or, for streams, block by block), so there is little left to do.
+Exercise it: ``pytest tests/ms4_train/data/test_loader.py``; with images ``test_loader_images.py`` beside it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ms4_train.chat import ChatTokenizer
 from ms4_train.config.schema import DataSection
 from ms4_train.data.batch import PackedBatch, filler_batch, make_batch
+from ms4_train.data.image_batches import LOOK_AHEAD, ImageBatches, PendingBatch
+from ms4_train.data.image_workers import ImageWorkers
 from ms4_train.data.order import MemoryOrder, RowOrder, make_order
 from ms4_train.data.packing import Packer
 from ms4_train.data.preparation import PreparedData, prepare
 from ms4_train.data.rows import Document
-from ms4_train.errors import DataError
+from ms4_train.errors import DataError, MS4Error
 
 _STATE_VERSION = 1
+_COUNTERS = ("packed_rows", "documents", "tokens", "trained_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    """Where the loader stands behind a batch. It holds documents as they are, because few positions are ever written."""
+
+    order: dict[str, Any]
+    epoch: float
+    row_counts: dict[str, int]
+    carry_over: list[list[Document]]
+    ready: list[list[Document]]
+    counters: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A batch that was not handed out yet, or the error that comes in its place."""
+
+    batch: PendingBatch | MS4Error
+    behind: _Position
 
 
 class TrainLoader:
-    """Batches for one rank, for ever; make one with ``build_loader``.
+    """Batches for one rank, for ever; make one with ``build_loader``, and ``close`` it at the end.
 
     ``state_dict`` is the position behind the last batch that was handed out.
     """
@@ -43,6 +68,9 @@ class TrainLoader:
         rank: int,
         world_size: int,
         fingerprint: str,
+        workers: ImageWorkers,
+        filler: PackedBatch,
+        skip_bad_images: bool,
     ) -> None:
         assert 0 <= rank < world_size
         self._order = order
@@ -54,11 +82,14 @@ class TrainLoader:
         self._max_length = section.max_length
         self._packer: Packer[Document] | None = Packer(section.max_length) if section.packing else None
         self._ready: deque[list[Document]] = deque()
-        self._packed_rows = 0
-        self._documents = 0
-        self._tokens = 0
-        self._trained_tokens = 0
+        self._counters: dict[str, int] = dict.fromkeys(_COUNTERS, 0)
         self._rows_per_epoch: int | None = None
+        self._workers = workers
+        self._filler = filler
+        self._skip_bad_images = skip_bad_images
+        self._ahead: deque[_Planned] = deque()
+        self._look_ahead = 0
+        self._position = self._here()
 
     def __iter__(self) -> Iterator[PackedBatch]:
         while True:
@@ -68,14 +99,52 @@ class TrainLoader:
         """The next batch of this rank.
 
         Raises:
-            RowError: a streaming source holds a bad row that may not be skipped.
+            RowError: a streaming source holds a bad row that may not be skipped, or an image cannot be decoded (any more).
         """
+        while len(self._ahead) <= self._look_ahead and not (self._ahead and isinstance(self._ahead[-1].batch, MS4Error)):
+            self._ahead.append(self._plan())
+        planned = self._ahead.popleft()
+        if isinstance(planned.batch, MS4Error):
+            raise planned.batch
+        batch = planned.batch.result(skip_bad=self._skip_bad_images)
+        self._position = planned.behind
+        return batch
+
+    def close(self) -> None:
+        """Forget what was planned and end the workers."""
+        self._forget_ahead()
+        self._workers.close()
+
+    def _plan(self) -> _Planned:
+        """Draw the next batch and send its images to the workers."""
         mine: list[Document] = []
-        for offset in range(self._batch_size * self._world_size):
-            row = self._next_row()
-            if offset % self._world_size == self._rank:
-                mine += row
-        return make_batch(mine)
+        try:
+            for offset in range(self._batch_size * self._world_size):
+                row = self._next_row()
+                if offset % self._world_size == self._rank:
+                    mine += row
+        except MS4Error as error:
+            return _Planned(error, self._here())
+        if any(document.images for document in mine):
+            self._look_ahead = LOOK_AHEAD
+        return _Planned(PendingBatch(mine, self._workers, self._filler), self._here())
+
+    def _forget_ahead(self) -> None:
+        for planned in self._ahead:
+            if isinstance(planned.batch, PendingBatch):
+                planned.batch.cancel()
+        self._ahead.clear()
+
+    def _here(self) -> _Position:
+        """The position of the order and the packer, ahead of the batches that are planned."""
+        return _Position(
+            order=self._order.state_dict(),
+            epoch=self._order.epoch,
+            row_counts=self._order.row_counts(),
+            carry_over=[list(row) for row in self._packer.open_rows] if self._packer else [],
+            ready=list(self._ready),
+            counters=dict(self._counters),
+        )
 
     def _next_row(self) -> list[Document]:
         """The next packed row of the global sequence."""
@@ -90,16 +159,15 @@ class TrainLoader:
             else:
                 self._ready.extend(self._packer.push(document))
         row = self._ready.popleft()
-        self._packed_rows += 1
-        self._documents += len(row)
-        self._tokens += sum(len(document) for document in row)
-        self._trained_tokens += sum(document.num_trained for document in row)
+        counted = (1, len(row), sum(len(document) for document in row), sum(document.num_trained for document in row))
+        for name, count in zip(_COUNTERS, counted, strict=True):
+            self._counters[name] += count
         return row
 
     @property
     def epoch(self) -> float:
         """Epochs drawn so far (the packer may still hold a few of the rows); 0 for streams."""
-        return self._order.epoch
+        return self._position.epoch
 
     @property
     def source_rows_per_epoch(self) -> int | None:
@@ -122,28 +190,19 @@ class TrainLoader:
 
     def counts(self) -> dict[str, int]:
         """What was handed out so far, over all ranks, and what was read and skipped."""
-        return {
-            **self._order.row_counts(),
-            "packed_rows": self._packed_rows,
-            "documents": self._documents,
-            "tokens": self._tokens,
-            "trained_tokens": self._trained_tokens,
-        }
+        return {**self._position.row_counts, **self._position.counters}
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able position, the same on every rank."""
-        reference = self._order.reference
+        reference, position = self._order.reference, self._position
         return {
             "version": _STATE_VERSION,
             "fingerprint": self._fingerprint,
             "seed": self._seed,
-            "order": self._order.state_dict(),
-            "carry_over": [[reference(document) for document in row] for row in self._packer.open_rows] if self._packer else [],
-            "ready": [[reference(document) for document in row] for row in self._ready],
-            "packed_rows": self._packed_rows,
-            "documents": self._documents,
-            "tokens": self._tokens,
-            "trained_tokens": self._trained_tokens,
+            "order": position.order,
+            "carry_over": [[reference(document) for document in row] for row in position.carry_over],
+            "ready": [[reference(document) for document in row] for row in position.ready],
+            **position.counters,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -169,15 +228,14 @@ class TrainLoader:
             ) from error
 
     def _restore(self, state: dict[str, Any]) -> None:
+        self._forget_ahead()
         restore = self._order.restore
         self._order.load_state_dict(state["order"])
         if self._packer is not None:
             self._packer.restore([[restore(reference) for reference in row] for row in state["carry_over"]])
         self._ready = deque([restore(reference) for reference in row] for row in state["ready"])
-        self._packed_rows = int(state["packed_rows"])
-        self._documents = int(state["documents"])
-        self._tokens = int(state["tokens"])
-        self._trained_tokens = int(state["trained_tokens"])
+        self._counters = {name: int(state[name]) for name in _COUNTERS}
+        self._position = self._here()
 
 
 def build_loader(
@@ -214,6 +272,10 @@ def build_loader(
         rank=rank,
         world_size=world_size,
         fingerprint=prepared.fingerprint(),
+        workers=prepared.workers,
+        filler=filler_batch(tokenizer.bos_id, tokenizer.eos_id),
+        # Images in memory were decoded before the run: one that fails now has changed, which is never skipped.
+        skip_bad_images=prepared.is_streaming and section.invalid_rows == "skip",
     )
 
 
@@ -226,7 +288,7 @@ def build_eval_batches(
     rank: int = 0,
     world_size: int = 1,
     prepared: PreparedData | None = None,
-) -> list[PackedBatch]:
+) -> Sequence[PackedBatch]:
     """The validation batches of one rank: always the same rows in the same order.
 
     Every rank gets the same number of batches (some without loss), because evaluation may hold collective operations.
@@ -241,7 +303,7 @@ def build_eval_batches(
         prepared: the rows, where ``prepare`` has read them already.
 
     Returns:
-        Empty where there are no validation rows.
+        Empty where there are no validation rows. Where rows have images, these are decoded anew each time the batches are gone through.
     """
     prepared = prepared or prepare(section, tokenizer)
     documents = [store.document(index) for store in prepared.validation for index in range(len(store))][:max_rows]
@@ -253,9 +315,10 @@ def build_eval_batches(
         rows += packer.flush()
     else:
         rows = [[document] for document in documents]
-    batches: list[PackedBatch] = []
     per_step = batch_size * world_size
-    for start in range(0, len(rows), per_step):
-        mine = [document for row in rows[start : start + per_step][rank::world_size] for document in row]
-        batches.append(make_batch(mine) if mine else filler_batch(tokenizer.bos_id, tokenizer.eos_id))
-    return batches
+    steps = [rows[start : start + per_step] for start in range(0, len(rows), per_step)]
+    mine = [[document for row in step[rank::world_size] for document in row] for step in steps]
+    filler = filler_batch(tokenizer.bos_id, tokenizer.eos_id)
+    if any(document.images for batch in mine for document in batch):
+        return ImageBatches(mine, prepared.workers, filler)
+    return [make_batch(batch) if batch else filler for batch in mine]

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ms4_train.chat import ChatTokenizer
+from ms4_train.data.image_reference import image_reference, restore_image
+from ms4_train.data.image_worker import image_digest
 from ms4_train.data.mixture import epoch_order, next_stream, rows_drawn, shuffled
-from ms4_train.data.pipeline import RowPipeline, to_document
+from ms4_train.data.pipeline import Outcome, RowPipeline, to_document
 from ms4_train.data.preparation import PreparedData
 from ms4_train.data.rows import OVERLONG, Document, RawRow
 from ms4_train.data.sources import iter_rows
@@ -141,6 +143,7 @@ class _Stream:
         self._pipeline = pipeline
         self._section = prepared.section
         self._fraction = 0.0 if prepared.section.validation else prepared.section.validation_fraction
+        self._limits = prepared.workers.limits
         self._salt = salt
         self.rows_read = 0
         self.rows_skipped = 0
@@ -208,10 +211,14 @@ class _Stream:
             return None
         assert outcome.row is not None
         assert outcome.encoded is not None
-        if is_held_out(outcome.row, self._fraction):
+        if is_held_out(outcome.row, self._fraction, self._digests(outcome)):
             self._block_held_out += 1
             return None
         return to_document(raw, outcome.encoded)
+
+    def _digests(self, outcome: Outcome) -> list[str]:
+        """Identities of the images, which only the split needs: a stream's images are decoded when their batch comes."""
+        return [image_digest(image, self._limits)[0] for image in outcome.images] if self._fraction else []
 
     def state_dict(self) -> dict[str, int]:
         return {
@@ -269,15 +276,17 @@ class StreamOrder:
         return {"rows_read": read, "rows_kept": read - skipped - held_out, "rows_skipped": skipped}
 
     def reference(self, document: Document) -> list[Any]:
-        """The whole document: a stream cannot jump back to a row."""
-        return [document.row_id, document.token_ids_t.tolist(), np.flatnonzero(document.loss_mask_t).tolist()]
+        """The whole document: a stream cannot jump back to a row. Its images are added where it has some."""
+        text = [document.row_id, document.token_ids_t.tolist(), np.flatnonzero(document.loss_mask_t).tolist()]
+        return [*text, [image_reference(image) for image in document.images]] if document.images else text
 
     def restore(self, reference: list[Any]) -> Document:
         """The document that was written out in full."""
-        row_id, token_ids, trained = reference
+        row_id, token_ids, trained, *rest = reference
+        images = tuple(map(restore_image, rest[0])) if rest else ()
         loss_mask_t = np.zeros(len(token_ids), dtype=np.bool_)
         loss_mask_t[trained] = True
-        return Document(row_id, np.array(token_ids, dtype=np.int32), loss_mask_t)
+        return Document(row_id, np.array(token_ids, dtype=np.int32), loss_mask_t, images=images)
 
     def state_dict(self) -> dict[str, Any]:
         """Rows drawn, and every stream's position."""

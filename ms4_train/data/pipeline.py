@@ -8,15 +8,19 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ms4_train.chat import ChatRow, ChatTokenizer, EncodedRow, load_system_prompt, read_row, render_system_prompt
+from ms4_train.chat.images import image_tokens
 from ms4_train.chat.system_prompt import placeholders
-from ms4_train.config.schema import DataSection, DatasetSource
+from ms4_train.config.schema import DataSection, DatasetSource, ImagesSection
 from ms4_train.data.rows import OVERLONG, Document, Fault, RawRow
+from ms4_train.data.sources import is_local_file
 from ms4_train.errors import DataError, RowError, UntrustedInputError
+from ms4_train.untrusted import EncodedImage, ImageLimits, ImageReader
 
 ORACLE_FIRST_ROWS = 16
 ORACLE_EVERY_ROWS = 1000
@@ -29,6 +33,19 @@ class Outcome:
     row: ChatRow | None = None
     encoded: EncodedRow | None = None
     fault: Fault | None = None
+    image_digests: tuple[str, ...] = ()
+    """Of ``images``, where they were read."""
+    image_bytes: int = 0
+    """Encoded bytes of ``images``, where they were read."""
+    image_cells: int = 0
+    """Image tokens that the vision tower fills."""
+    image_patches: int = 0
+    """Patches that the vision tower sees."""
+
+    @property
+    def images(self) -> tuple[EncodedImage, ...]:
+        """The row's images in the order of their tokens."""
+        return () if self.encoded is None else self.encoded.images
 
 
 class RowPipeline:
@@ -48,6 +65,7 @@ class RowPipeline:
         self._section = section
         self._tokenizer = tokenizer
         self._system_prompt = _system_prompt_of(source, section)
+        self._image_reader = image_reader(source, section.images)
         self._encoded_rows = 0
 
     def process(self, raw: RawRow) -> Outcome:
@@ -55,7 +73,7 @@ class RowPipeline:
         if isinstance(raw.value, UntrustedInputError):
             return Outcome(fault=Fault.from_error(raw, raw.value))
         try:
-            row = read_row(self._mapped(raw.value), default_effort=self.source.reasoning_effort or "none")
+            row = read_row(self._mapped(raw.value), default_effort=self.source.reasoning_effort or "none", images=self._image_reader)
             if self._tokenizer is None:
                 return Outcome(row=row)
             encoded = self._tokenizer.encode_row(
@@ -66,7 +84,10 @@ class RowPipeline:
             return Outcome(fault=Fault.from_error(raw, error))
         if len(encoded.token_ids) > self._section.max_length:
             return Outcome(row=row, encoded=encoded, fault=_overlong_fault(raw, len(encoded.token_ids), self._section.max_length))
-        return Outcome(row=row, encoded=encoded)
+        spec = self._tokenizer.image_spec
+        grids = [image_tokens(image.width, image.height, spec) for image in encoded.images] if spec else []
+        cells = sum(grid.cells for grid in grids)
+        return Outcome(row=row, encoded=encoded, image_cells=cells, image_patches=cells * spec.merge**2 if spec else 0)
 
     def _mapped(self, value: Any) -> Any:
         """The row under our field names, with the source's system prompt."""
@@ -86,7 +107,12 @@ class RowPipeline:
             prompt = self._system_prompt
         if prompt is not None and isinstance(messages, list):
             messages = [{"role": "system", "content": prompt}, *messages]
-        return {"messages": messages, "tools": value.get(fields.tools), "reasoning_effort": value.get(fields.reasoning_effort)}
+        return {
+            "messages": messages,
+            "tools": value.get(fields.tools),
+            "reasoning_effort": value.get(fields.reasoning_effort),
+            "images": value.get(fields.images),
+        }
 
     def _check_with_oracle(self, row: ChatRow, encoded: EncodedRow) -> None:
         """Compare our encoding with mistral-common's on a sample of rows.
@@ -95,14 +121,23 @@ class RowPipeline:
         """
         if self._encoded_rows < ORACLE_FIRST_ROWS or self._encoded_rows % ORACLE_EVERY_ROWS == 0:
             assert self._tokenizer is not None
-            expected = self._tokenizer.encode_with_mistral_common(row)
+            # Images are for the workers to decode, within their time.
+            expected = self._tokenizer.encode_with_mistral_common(row, decode=False)
             assert encoded.token_ids == expected, "our encoding of a row differs from mistral-common's"
         self._encoded_rows += 1
 
 
-def to_document(raw: RawRow, encoded: EncodedRow) -> Document:
+def image_reader(source: DatasetSource, section: ImagesSection) -> ImageReader:
+    """Where the images of a source may come from: files start at the folder of its own file, and may not leave it."""
+    root = Path(section.root) if section.root is not None else Path(source.path).parent if is_local_file(source) else None
+    limits = ImageLimits(section.max_bytes, section.max_pixels, section.max_side)
+    return ImageReader(root, limits, tuple(section.allowed_hosts), timeout_s=section.decode_seconds)
+
+
+def to_document(raw: RawRow, encoded: EncodedRow, image_digests: tuple[str, ...] = ()) -> Document:
     """The compact form of an encoded row."""
-    return Document(raw.row_id, np.array(encoded.token_ids, dtype=np.int32), np.array(encoded.loss_mask, dtype=np.bool_))
+    tokens_t, mask_t = np.array(encoded.token_ids, dtype=np.int32), np.array(encoded.loss_mask, dtype=np.bool_)
+    return Document(raw.row_id, tokens_t, mask_t, images=encoded.images, image_digests=image_digests)
 
 
 def _begins_with_system(messages: Any) -> bool:

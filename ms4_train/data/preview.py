@@ -1,16 +1,20 @@
 """Shows an encoded row as the model will see it: every token that carries loss in one colour, every masked one in another.
 
-Special tokens stand out from text that merely spells them. Without colours (``NO_COLOR``, a file, a pipe) brackets mark what is trained.
+Special tokens stand out from text that merely spells them; the tokens of an image become one mark with its size. Without colours
+(``NO_COLOR``, a file, a pipe) brackets mark what is trained.
+
 Exercise it: ``ms4 data preview FILE`` or ``pytest tests/ms4_train/data/test_preview.py``.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
 from ms4_train.chat import ChatTokenizer, EncodedRow
+from ms4_train.untrusted import EncodedImage
 
 TRAINED_STYLE = "bold green"
 MASKED_STYLE = "bright_black"
@@ -51,22 +55,41 @@ def render_row(encoded: EncodedRow, tokenizer: ChatTokenizer, *, colour: bool) -
     """
     out = Text()
     tokens = zip(encoded.token_ids, encoded.loss_mask, strict=True)
+    images = iter(encoded.images)
+    image_ids = {tokenizer.ids.img, tokenizer.ids.img_break, tokenizer.ids.img_end}
+
+    def kind_of(token_id: int) -> str:
+        return "image" if token_id in image_ids else "special" if token_id < tokenizer.num_special_tokens else "text"
+
     # Runs are decoded together, since a character may take several tokens.
     for trained, run in itertools.groupby(tokens, key=lambda token: token[1]):
         if trained and not colour:
             out.append(TRAINED_OPEN)
-        for is_special, group in itertools.groupby(
-            (token_id for token_id, _ in run), key=lambda token_id: token_id < tokenizer.num_special_tokens
-        ):
-            text = tokenizer.decode(list(group), keep_special=True)
-            if colour:
-                special_style, text_style = (SPECIAL_TRAINED_STYLE, TRAINED_STYLE) if trained else (SPECIAL_MASKED_STYLE, MASKED_STYLE)
-                out.append(visible(text), style=special_style if is_special else text_style)
-            else:
-                out.append(f"{SPECIAL_OPEN}{text}{SPECIAL_CLOSE}" if is_special else visible(text))
+        for kind, group in itertools.groupby((token_id for token_id, _ in run), key=kind_of):
+            ids = list(group)
+            marks = _image_marks(ids, images, tokenizer) if kind == "image" else [tokenizer.decode(ids, keep_special=True)]
+            for text in marks:
+                if colour:
+                    special_style, text_style = (SPECIAL_TRAINED_STYLE, TRAINED_STYLE) if trained else (SPECIAL_MASKED_STYLE, MASKED_STYLE)
+                    out.append(visible(text), style=text_style if kind == "text" else special_style)
+                else:
+                    out.append(visible(text) if kind == "text" else f"{SPECIAL_OPEN}{text}{SPECIAL_CLOSE}")
         if trained and not colour:
             out.append(TRAINED_CLOSE)
     return out
+
+
+def _image_marks(ids: Sequence[int], images: Iterator[EncodedImage], tokenizer: ChatTokenizer) -> list[str]:
+    """One text for each image that ``ids`` hold, of those that come next."""
+    marks: list[str] = []
+    count = 0
+    for token_id in ids:
+        count += 1
+        if token_id == tokenizer.ids.img_end:
+            image = next(images)
+            marks.append(f"image of {image.width} x {image.height} pixels: {count:,} tokens")
+            count = 0
+    return marks
 
 
 def visible(text: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ms4_train.chat import ChatRow
 from ms4_train.data.mixture import describe_mixture
+from ms4_train.data.pipeline import Outcome
 from ms4_train.data.rows import OVERLONG, Fault
 from ms4_train.errors import DataError
 from ms4_train.storage import atomic_write_text
@@ -49,6 +50,32 @@ class SourceCounts:
     trained_tokens: int = 0
     longest: int = 0
     """Tokens of the longest row that was read and encoded."""
+    images: int = 0
+    """Images of kept rows."""
+    image_tokens: int = 0
+    """Tokens of kept rows that the vision tower fills."""
+    image_patches: int = 0
+    """Patches that the vision tower sees of the images of kept rows."""
+    image_bytes: int = 0
+    """Encoded bytes of the images of kept rows."""
+
+    def add_kept(self, outcome: Outcome) -> None:
+        """Count a row that is trained on."""
+        self.rows_kept += 1
+        if outcome.encoded is not None:
+            self.tokens += len(outcome.encoded.token_ids)
+            self.trained_tokens += sum(outcome.encoded.loss_mask[1:])
+            self.images += len(outcome.images)
+            self.image_tokens += outcome.image_cells
+            self.image_patches += outcome.image_patches
+            self.image_bytes += outcome.image_bytes
+
+    def image_lines(self) -> list[str]:
+        """What the images come to, for people; empty without images."""
+        if not self.images:
+            return []
+        size = f"{self.image_bytes / 1e6:,.1f} MB encoded"
+        return [f"images: {self.images:,}, of {self.image_tokens:,} image tokens and {self.image_patches:,} patches; {size}"]
 
     def add_row(self, row: ChatRow) -> None:
         """Count what a checked row says."""
@@ -101,6 +128,11 @@ class Survey:
     def trained_tokens(self) -> int:
         """Tokens of the kept rows that carry loss."""
         return sum(counts.trained_tokens for counts in self.sources)
+
+    @property
+    def images(self) -> int:
+        """Images of the kept rows."""
+        return sum(counts.images for counts in self.sources)
 
     @property
     def trained_fraction(self) -> float:
@@ -156,6 +188,7 @@ class Survey:
             rows = f"{counts.rows_read:,} rows read, {counts.rows_kept:,} kept, {counts.rows_held_out:,} held out, {skipped:,} skipped"
             mode = f"{counts.rows_high:,} in mode high" if counts.rows_high else "all in mode none"
             out.append(f"{counts.path}{sample}: {rows}; {mode}; longest {counts.longest:,} tokens")
+            out += [f"  {line}" for line in counts.image_lines()]
             if counts.rows_spelled_tags:
                 out.append(
                     f"  warning: rows that spell a control tag such as [THINK] or <think> as ordinary text: {counts.rows_spelled_tags:,}. "
@@ -188,6 +221,7 @@ class Survey:
             "tokens": self.tokens,
             "trained_tokens": self.trained_tokens,
             "trained_fraction": self.trained_fraction,
+            "images": self.images,
             "faults": dict(sorted(self.fault_counts.items())),
             "sources": [asdict(counts) for counts in self.sources],
             "validation": [asdict(counts) for counts in self.validation],

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ms4_train.errors import MS4Error, RowError, UntrustedInputError
+from ms4_train.untrusted import EncodedImage
 
 OVERLONG = "overlong"
 """Fault code of a row with more than ``data.max_length`` tokens; ``data.overlong_rows`` decides about it."""
@@ -69,6 +70,10 @@ class Document:
     loss_mask_t: NDArray[np.bool_]
     place: tuple[int, int] | None = None
     """Source and index in the prepared rows; None for a document of a stream."""
+    images: tuple[EncodedImage, ...] = ()
+    """In the order of their tokens, as they are stored: never decoded."""
+    image_digests: tuple[str, ...] = ()
+    """Identity of each image's bytes where they were read before the run; empty where they were not."""
 
     def __len__(self) -> int:
         return len(self.token_ids_t)
@@ -77,3 +82,8 @@ class Document:
     def num_trained(self) -> int:
         """Tokens that carry loss. The first token has nothing before it to be predicted from, so it never does."""
         return int(np.count_nonzero(self.loss_mask_t[1:]))
+
+    def error(self, message: str, code: str, fix: str | None) -> RowError:
+        """An error at the row that the document came from."""
+        source, _, number = self.row_id.rpartition(":")
+        return RowError(message, row_code=code, file=source, line=int(number), fix=fix)

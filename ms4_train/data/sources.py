@@ -5,9 +5,12 @@ Arrow schema, which refuses columns that hold text in one row and parts in the n
 that only other rows have, and cannot say which line of a file is broken. Read line by line, each row is what the file says, and each
 fault has its file and line. Columnar sources cannot avoid the filling, so there tool arguments should be JSON text.
 
+Images stay as they are stored: JSON names them by path or data URL, columnar sources hold their bytes. ``datasets`` is kept from decoding
+them, because it would do so without our bounds.
+
 Exercise it: ``pytest tests/ms4_train/data/test_sources.py``.
 
-Not covered: compressed JSON; images.
+Not covered: compressed JSON.
 """
 
 from __future__ import annotations
@@ -91,11 +94,21 @@ def _iter_data_set(source: DatasetSource) -> Iterator[RawRow]:
     yield from _iter_loaded(source, source.path, name=source.name, split=source.split, revision=source.revision, streaming=source.streaming)
 
 
+def _with_encoded_images(rows: Any) -> Any:
+    """The rows of a data set, each image as ``{"bytes": ..., "path": ...}``."""
+    from datasets import Dataset
+    from datasets.features.features import require_decoding
+
+    if not rows.features or not require_decoding(rows.features):
+        return rows
+    return (rows.to_iterable_dataset() if isinstance(rows, Dataset) else rows).decode(False)
+
+
 def _iter_loaded(source: DatasetSource, path: str, **arguments: Any) -> Iterator[RawRow]:
     from datasets import load_dataset
 
     try:
-        for number, value in enumerate(load_dataset(path, **arguments), start=1):
+        for number, value in enumerate(_with_encoded_images(load_dataset(path, **arguments)), start=1):
             yield RawRow(source.path, number, value)
     # The library raises errors of many others: network, hub, Arrow, file formats. All mean that the source cannot be read.
     except Exception as error:

@@ -21,6 +21,7 @@ from ms4_train.inference.latent_cache import SlotLatentCache
 from ms4_train.inference.request import Completion, GenerationRequest, Progress
 from ms4_train.inference.scheduler import Scheduler
 from ms4_train.inference.session import Session
+from ms4_train.model.multimodal import Mistral3ForConditionalGeneration
 from ms4_train.model.network import Mistral4ForCausalLM
 
 DEFAULT_TOKEN_BUDGET = 2048
@@ -135,6 +136,7 @@ class Engine:
                     key=request.request_id,
                     fix="encode the prompt with the model's tokenizer.",
                 )
+            self._check_images(request)
             prompt, answer = len(request.prompt_ids), request.sampling.max_tokens
             if prompt + answer > self.max_context:
                 raise EngineError(
@@ -143,6 +145,25 @@ class Engine:
                     key=request.request_id,
                     fix="lower max_tokens, shorten the prompt, or raise max_context up to the model's limit.",
                 )
+
+    def _check_images(self, request: GenerationRequest) -> None:
+        """Refuse images that the model cannot see, or that are not as many as their tokens."""
+        if not isinstance(self.model, Mistral3ForConditionalGeneration):
+            if request.images is not None:
+                raise EngineError("the model has no vision.", key=request.request_id, fix="load a checkpoint with a vision tower.")
+            return
+        config = self.model.vision_config
+        places = request.prompt_ids.count(config.image_token_index)
+        try:
+            given = 0 if request.images is None else sum(request.images.num_tokens(config.spatial_merge_size))
+        except ValueError as error:
+            raise EngineError(f"{error}.", key=request.request_id, fix="preprocess the images for this model.") from None
+        if places != given:
+            raise EngineError(
+                f"the prompt holds {places} image tokens, the images make {given}.",
+                key=request.request_id,
+                fix="encode prompt and images together, with chat_request.",
+            )
 
     def _make_cache(self, slots: int) -> SlotLatentCache:
         config = self.model.config

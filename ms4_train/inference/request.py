@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ms4_train.errors import EngineError
+from ms4_train.model.images import ImageBatch
 
 MAX_SEED = 2**63 - 1
 FinishReason = Literal["stop", "length"]
@@ -71,6 +72,7 @@ class GenerationRequest:
         request_id: the caller's name for it, unique within one call.
         prompt_ids: tokens of the prompt, ending where the answer begins.
         sampling: how its tokens are chosen.
+        images: what the image tokens of the prompt stand for, in their order.
 
     Raises:
         EngineError: an empty prompt, or ids that are not integers of 0 or more.
@@ -79,6 +81,7 @@ class GenerationRequest:
     request_id: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams = SamplingParams()
+    images: ImageBatch | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

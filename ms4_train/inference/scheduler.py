@@ -5,7 +5,7 @@ to what they want within a budget of tokens. A whole prompt, a part of a long pr
 a piece of a sequence. Requests start in the order they came; running ones always advance before a new one starts, so none waits for ever.
 
 A running sequence owns a cache slot. Slots are kept gapless: when a sequence ends, the last one moves into its slot at once, so that the
-cache can be read as one contiguous block. Pure Python, no tensors.
+cache can be read as one contiguous block. Pure Python: the one tensor is carried along, never looked into.
 Exercise it: ``pytest tests/ms4_train/inference/test_scheduler.py``.
 """
 
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from ms4_train.inference.detokenize import StopMatcher
 from ms4_train.inference.request import GenerationRequest
@@ -30,6 +32,7 @@ class Sequence:
         computed: how many of them the cache holds.
         slot: its cache slot, while it runs.
         output_ids: tokens that are certain to belong to the answer.
+        features_nd: embeddings of the prompt's image tokens that are not computed yet, from the first piece to the last with images.
         started: clock reading at its first step, in seconds.
     """
 
@@ -40,6 +43,7 @@ class Sequence:
     computed: int = 0
     slot: int = -1
     output_ids: list[int] = field(default_factory=list)
+    features_nd: Tensor | None = None
     started: float = 0.0
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from ms4_train.inference.request import Completion, FinishReason, GenerationRequ
 from ms4_train.inference.sampling import NOT_FINITE, BatchSampler
 from ms4_train.inference.scheduler import Piece, Scheduler, Sequence
 from ms4_train.model.layout import SequenceLayout
+from ms4_train.model.multimodal import Mistral3ForConditionalGeneration
 from ms4_train.model.network import Mistral4ForCausalLM
 
 
@@ -131,10 +132,32 @@ class Session:
             starts=tuple(piece.start for piece in pieces),
             slots=tuple(piece.sequence.slot for piece in pieces),
         )
-        hidden_td = self._model(torch.tensor(token_ids, device=self._device), layout, self._cache)
+        hidden_td = self._model.model(self._embed(pieces, torch.tensor(token_ids, device=self._device)), layout, self._cache)
         if len(last_tokens) == len(token_ids):
             return hidden_td
         return hidden_td[torch.tensor(last_tokens, dtype=torch.int64, device=self._device)]
+
+    def _embed(self, pieces: list[Piece], token_ids_t: Tensor) -> Tensor:
+        """Embeddings of the pieces' tokens [t, d], with images in the places of a prompt's image tokens.
+
+        The images of a request pass the tower once, at its first piece; later pieces take what the earlier ones left. An image token that
+        the model itself chose is a token like any other.
+        """
+        embedding_td = self._model.model.embed_tokens(token_ids_t)
+        first = 0
+        for piece in pieces:
+            sequence, stop = piece.sequence, first + piece.length
+            if piece.start == 0 and sequence.request.images is not None:
+                assert isinstance(self._model, Mistral3ForConditionalGeneration)
+                sequence.features_nd = self._model.image_features(sequence.request.images.to(self._device))
+            if sequence.features_nd is not None:
+                assert isinstance(self._model, Mistral3ForConditionalGeneration)
+                places = (token_ids_t[first:stop] == self._model.vision_config.image_token_index).nonzero()[:, 0] + first
+                embedding_td[places] = sequence.features_nd[: len(places)].to(embedding_td.dtype)
+                left_nd = sequence.features_nd[len(places) :]
+                sequence.features_nd = left_nd if len(left_nd) else None
+            first = stop
+        return embedding_td
 
     def _choose(self, hidden_bd: Tensor, sequences: list[Sequence]) -> list[tuple[Sequence, Completion]]:
         """Chooses the next token of each sequence and takes out those that end with it."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ms4_kernels.attention import PackedDocuments, packed_causal_attention
+from ms4_kernels.attention import PackedDocuments, packed_attention
 from ms4_train.model.cache import LatentCache
 from ms4_train.model.config import TextConfig
 from ms4_train.model.linear import Linear
@@ -92,7 +92,7 @@ class Mistral4Attention(nn.Module):
         latent_tc, rope_tp = latent_tm.split((self.latent_rank, self.rope_dim), dim=-1)
         nope_thn, value_thv = self.kv_b_proj(latent_tc).unflatten(-1, (self.num_heads, -1)).split((self.nope_dim, self.value_dim), dim=-1)
         key_thx = torch.cat((nope_thn, rope_tp[:, None].expand(-1, self.num_heads, -1)), dim=-1)
-        return packed_causal_attention(query_thx, key_thx, value_thv, documents, scale=self.scale)
+        return packed_attention(query_thx, key_thx, value_thv, documents, scale=self.scale)
 
     def _attend_absorbed(self, query_thx: Tensor, context_bsm: Tensor, grid: QueryGrid) -> Tensor:
         key_up_hnc, value_up_hvc = self._absorbed or self._absorbed_matrices()

@@ -29,7 +29,7 @@ def init_parameter(name: str, parameter: Tensor, seed: int, std: float = 0.02) -
         seed: of the whole model.
         std: standard deviation.
     """
-    if name.endswith("norm.weight"):
+    if name.endswith(("norm.weight", "ln_pre.weight")):
         parameter.fill_(1.0)
         return
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()

@@ -20,13 +20,18 @@ from ms4_kernels.routing import route
 from ms4_train.model.config import TextConfig
 from ms4_train.model.linear import Linear
 from ms4_train.model.quantised import QuantisedStack
+from ms4_train.model.router_terms import RouterRecorder
 
 LocalExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
 ExpertExchange = Callable[[Tensor, Tensor, Tensor, LocalExperts], Tensor]
 
 
 class Mistral4Router(nn.Module):
-    """Chooses the experts of each token. Logits are fp32 even in a bf16 model: near-ties would otherwise flip between devices."""
+    """Chooses the experts of each token. Logits are fp32 even in a bf16 model: near-ties would otherwise flip between devices.
+
+    Attributes:
+        recorder: takes the logits of each forward pass, for the routers' own losses; None where there are none.
+    """
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -34,11 +39,16 @@ class Mistral4Router(nn.Module):
         self.renormalize = config.norm_topk_prob
         self.routed_scaling_factor = config.routed_scaling_factor
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
+        self.recorder: RouterRecorder | None = None
 
-    def forward(self, hidden_td: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (weights_tk, expert_ids_tk), fp32 and int64."""
+    def forward(self, hidden_td: Tensor, added_te: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return (weights_tk, expert_ids_tk), fp32 and int64; ``added_te``, an adapter's part, is added to the logits."""
         wide = torch.promote_types(hidden_td.dtype, torch.float32)
         logits_te = linear(hidden_td.to(wide), self.weight.to(wide))
+        if added_te is not None:
+            logits_te = logits_te + added_te
+        if self.recorder is not None:
+            self.recorder.record(logits_te)
         return route(logits_te, self.top_k, self.renormalize, self.routed_scaling_factor)
 
 

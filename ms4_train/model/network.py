@@ -17,6 +17,7 @@ from ms4_kernels.dispatch import Backend
 from ms4_train.model.attention import Mistral4Attention
 from ms4_train.model.cache import LatentCache
 from ms4_train.model.config import TextConfig
+from ms4_train.model.images import ImageBatch
 from ms4_train.model.layout import SequenceLayout
 from ms4_train.model.moe import Mistral4MoE
 from ms4_train.model.norm import RMSNorm
@@ -103,17 +104,25 @@ class Mistral4ForCausalLM(nn.Module):
         for layer in self.model.layers:
             layer.mlp.experts.recompute = enabled  # type: ignore[union-attr]
 
-    def forward(self, input_ids_t: Tensor, layout: SequenceLayout, cache: LatentCache | None = None) -> Tensor:
+    def forward(
+        self, input_ids_t: Tensor, layout: SequenceLayout, cache: LatentCache | None = None, images: ImageBatch | None = None
+    ) -> Tensor:
         """Run all layers.
 
         Args:
             input_ids_t: int64 [T], the tokens of all sequences in a row, without padding.
             layout: where the sequences begin and end; positions follow from it.
             cache: receives the new tokens' latents. Required when a sequence of the layout continues earlier tokens.
+            images: none; ``Mistral3ForConditionalGeneration`` takes them.
 
         Returns:
             [T, d] after the final norm; :meth:`logits` of the wanted ones is a separate step, because all of them rarely fit.
+
+        Raises:
+            ValueError: images for a network without a vision tower.
         """
+        if images is not None:
+            raise ValueError("this network has no vision tower, so it takes no images; a model folder with vision weights has one")
         return self.model(self.model.embed_tokens(input_ids_t), layout, cache)
 
     def logits(self, hidden_td: Tensor) -> Tensor:

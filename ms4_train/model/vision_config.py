@@ -1,8 +1,6 @@
 """The vision tower's and projector's configuration, with Hugging Face's field names (``vision_config`` of model type ``pixtral``).
 
 Defaults are the 119B release (spec section 1.2). Exercise it: ``pytest tests/ms4_train/model/test_vision_config.py``.
-
-Not covered: the network itself; until it exists vision weights are carried unchanged.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ms4_train.config.schema import ParallelSection, TrainingSection
 from ms4_train.errors import CheckpointError
+from ms4_train.model import Mistral3ForConditionalGeneration
 from ms4_train.parallel.adamw import set_learning_rate
 from ms4_train.parallel.deepspeed_setup import initialize
 from ms4_train.parallel.deepspeed_state import ZeroState
@@ -45,6 +46,8 @@ class DeepSpeedEngine:
         assert mesh.world_size > 1
         if mesh.expert_parallel_size > 1:
             assert all(module.exchange is not None for _, module in expert_modules(model)), "shard_experts comes before the engine"
+        if isinstance(model, Mistral3ForConditionalGeneration):
+            model.always_run_vision = True  # ranks meet in its modules, to gather weights and to add gradients, whatever rows they got
         self.model = model
         self.mesh = mesh
         self._stage = parallel.zero_stage

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from ms4_train.adapters import AttachReport
+from ms4_train.adapters import AttachReport, TargetRow
 from ms4_train.config.schema import TrainingSection
 from ms4_train.data import Survey
 from ms4_train.errors import TrainingError
@@ -89,7 +89,7 @@ def announcement(
         # The report counts what this rank holds.
         sizes = [row.parameters * (trained.expert_shares if row.kind == "experts" else 1) for row in attached.rows]
         rows = zip(attached.rows, sizes, strict=True)
-        yield from _table((row.target, _count(row.modules, "module"), f"{size:,}") for row, size in rows)
+        yield from _table((_name(row), _count(row.modules, "module"), f"{size:,}") for row, size in rows)
     yield f"  {trained.trainable:,} of {trained.total:,} parameters ({trained.trainable / trained.total:.3%})"
     yield "data:"
     yield from (f"  {line}" for line in survey.lines())
@@ -98,6 +98,12 @@ def announcement(
     tokens = length.rows_per_step * length.max_length
     yield f"  {_count(length.rows_per_step, 'packed row')} per step, at most {tokens:,} tokens"
     yield f"  learning rate {training.learning_rate:g}, {training.lr_scheduler_type}{_warmup(training, length.total_steps)}"
+
+
+def _name(row: TargetRow) -> str:
+    """The target, and how many of its modules belong to vision where it matches both; ends of names are the same in both towers."""
+    whole = ", trained whole" if row.kind == "saved" else ""
+    return f"{row.target}{whole}" + (f" ({row.vision:,} of them in the vision)" if 0 < row.vision < row.modules else "")
 
 
 def _steps(length: RunLength) -> str:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import torch
 
 from ms4_train.data import PackedBatch
-from ms4_train.model import Mistral4ForCausalLM, SequenceLayout
+from ms4_train.model import Mistral4ForCausalLM
 from ms4_train.parallel import Mesh
+from ms4_train.training.forward import hidden_states
 from ms4_train.training.loss import next_token_loss
 
 
@@ -25,7 +26,7 @@ def validation_loss(model: Mistral4ForCausalLM, batches: Sequence[PackedBatch], 
     model.eval()
     total = torch.zeros(2, dtype=torch.float64)
     for batch in batches:
-        hidden_td = model(batch.input_ids_t.to(mesh.device), SequenceLayout.from_lengths(batch.lengths))
+        hidden_td = hidden_states(model, batch, mesh.device)
         nll = next_token_loss(model.lm_head, hidden_td, batch.target_ids_t.to(mesh.device), chunk_tokens=chunk_tokens)
         total += torch.tensor([float(nll), batch.num_trained], dtype=torch.float64)
     model.train(was_training)

@@ -15,12 +15,14 @@ import torch
 from ms4_train.config.schema import TrainingSection
 from ms4_train.data import PackedBatch, TrainLoader
 from ms4_train.errors import TrainingError
-from ms4_train.model import Mistral4ForCausalLM, SequenceLayout
+from ms4_train.model import Mistral4ForCausalLM
 from ms4_train.parallel import TrainEngine
 from ms4_train.tracking import Tracker
 from ms4_train.training.evaluate import validation_loss
+from ms4_train.training.forward import hidden_states
 from ms4_train.training.loss import next_token_loss
 from ms4_train.training.metrics import ExpertCounter, FlopCounter, Speedometer, router_load
+from ms4_train.training.router_loss import RouterLosses
 from ms4_train.training.schedule import is_due, learning_rate
 from ms4_train.training.stop import StopSignals, TrainingInterruptedError
 
@@ -55,16 +57,21 @@ class TrainingRun:
     speed: Speedometer
     save: Callable[[int], Path] | None
     experts: ExpertCounter = field(default_factory=ExpertCounter)
+    router_losses: RouterLosses = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.router_losses = RouterLosses(self.model, self.section, self.engine.mesh)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Sums of one step over all ranks, and this rank's operations."""
+    """Sums of one step over all ranks, and this rank's operations. ``loss`` is the main one; ``router`` holds those of the routers."""
 
     loss: float
     tokens: int
     trained_tokens: int
     flops: float
+    router: dict[str, float]
 
 
 def train(run: TrainingRun, stop: StopSignals, *, first_step: int = 0) -> dict[str, float]:
@@ -96,6 +103,7 @@ def train(run: TrainingRun, stop: StopSignals, *, first_step: int = 0) -> dict[s
         counts = run.experts.take()
         if done % section.logging_steps == 0 or done == run.total_steps:
             metrics = {"loss": result.loss, "learning_rate": rate, "grad_norm": norm, **run.speed.read(), **load_metrics(run, counts)}
+            metrics |= result.router
             run.tracker.log(done, metrics | ({"epoch": done / run.epoch_steps} if run.epoch_steps else {}))
         # Evaluate.
         if run.eval_batches and is_due(section.eval_strategy, section.eval_steps, run.epoch_steps, done, last=run.total_steps):
@@ -112,21 +120,26 @@ def train(run: TrainingRun, stop: StopSignals, *, first_step: int = 0) -> dict[s
 
 
 def forward_backward(run: TrainingRun, batches: Sequence[PackedBatch]) -> StepResult:
-    """Gradients of one optimizer step: the sum over micro batches and ranks of NLL / trained tokens of the whole step."""
+    """Gradients of one optimizer step: the sum over micro batches and ranks of NLL / trained tokens of the whole step.
+
+    Losses of the routers, where the section has some, are added; each is a mean over all tokens of the step.
+    """
     mesh = run.engine.mesh
     counts = torch.tensor([sum(batch.num_trained for batch in batches), sum(batch.num_tokens for batch in batches)], dtype=torch.float64)
     trained_tokens, tokens = mesh.all_reduce_sum(counts).tolist()
     nll_sum = torch.zeros((), dtype=torch.float32, device=mesh.device)
     flops = 0.0
     for index, batch in enumerate(batches):
-        hidden_td = run.model(batch.input_ids_t.to(mesh.device), SequenceLayout.from_lengths(batch.lengths))
+        with run.router_losses.recording():
+            hidden_td = hidden_states(run.model, batch, mesh.device)
         run.experts.add(run.model.expert_counts())
         nll = next_token_loss(run.model.lm_head, hidden_td, batch.target_ids_t.to(mesh.device), chunk_tokens=run.section.loss_chunk_tokens)
-        run.engine.backward(nll / max(trained_tokens, 1.0), is_last_micro_batch=index == len(batches) - 1)
+        share = nll / max(trained_tokens, 1.0) + run.router_losses.of_micro_batch(run.model.expert_counts(), tokens)
+        run.engine.backward(share, is_last_micro_batch=index == len(batches) - 1)
         nll_sum += nll.detach()
-        flops += run.flops.count(tokens=batch.num_tokens, trained_tokens=batch.num_trained, lengths=batch.lengths)
+        flops += run.flops.count(tokens=batch.num_tokens, trained_tokens=batch.num_trained, lengths=batch.lengths, images=batch.images)
     loss = mesh.all_reduce_sum(float(nll_sum)) / max(trained_tokens, 1.0)
-    return StepResult(loss, int(tokens), int(trained_tokens), flops)
+    return StepResult(loss, int(tokens), int(trained_tokens), flops, run.router_losses.take_metrics())
 
 
 def require_finite(loss: float, step: int, batches: Sequence[PackedBatch]) -> None:

@@ -21,7 +21,7 @@ def next_token_loss(head: LanguageHead, hidden_td: Tensor, target_t: Tensor, *, 
     One call whatever the number of chunks: under ZeRO 3 the call is collective (it gathers the head's weight), and ranks differ in chunks.
     """
 
-    def loss(hidden_td: Tensor, head_vd: Tensor) -> Tensor:
-        return linear_cross_entropy(hidden_td, head_vd, target_t, chunk_tokens=chunk_tokens)
+    def loss(hidden_td: Tensor, head_vd: Tensor, low_rank: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        return linear_cross_entropy(hidden_td, head_vd, target_t, low_rank=low_rank, chunk_tokens=chunk_tokens)
 
     return head(hidden_td, loss)

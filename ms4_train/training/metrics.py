@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ms4_train.model import Mistral4ForCausalLM
-from ms4_train.model.quantised import logical_weights
+from ms4_train.model import ImageBatch, Mistral3ForConditionalGeneration, Mistral4ForCausalLM
+from ms4_train.model.quantised import LogicalWeight, logical_weights
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 2, 2, 2
 """Operations per weight and token of each of the three matrix products of a linear layer."""
@@ -44,6 +44,41 @@ _PEAK_FLOPS = {
 
 
 @dataclass(frozen=True)
+class VisionFlops:
+    """Operations of tower and projector.
+
+    Args:
+        per_patch: of the tower's weights for each patch.
+        per_patch_pair: for each pair of patches of one image, over all layers and heads of the tower.
+        per_image_token: of merger and projector for each merged cell.
+        merge: the side of a cell, in patches.
+    """
+
+    per_patch: float
+    per_patch_pair: float
+    per_image_token: float
+    merge: int
+
+    @classmethod
+    def of_model(cls, model: Mistral3ForConditionalGeneration, weights: Sequence[LogicalWeight]) -> VisionFlops:
+        """Count tower and projector; a part before which nothing is trained has no backward pass, and pixels have no gradient."""
+        config = model.vision_config
+        tower = [weight for weight in weights if weight.name.startswith("vision_tower.")]
+        projector = [weight for weight in weights if weight.name.startswith("multi_modal_projector.")]
+        tower_backward = any(weight.trained for weight in tower)
+        projector_backward = tower_backward or any(weight.trained for weight in projector)
+        per_pair = (3 if tower_backward else 1) * FORWARD * 2 * config.hidden_size * config.num_hidden_layers
+        per_patch = sum(_linear_cost(weight, backward=tower_backward and "patch_conv" not in weight.name) for weight in tower)
+        per_token = sum(_linear_cost(weight, backward=projector_backward) for weight in projector)
+        return cls(per_patch, float(per_pair), per_token, config.spatial_merge_size)
+
+    def count(self, images: ImageBatch) -> float:
+        """Operations of one step over these images; attention is full inside each."""
+        patches, pairs = sum(images.lengths), sum(length**2 for length in images.lengths)
+        return self.per_patch * patches + self.per_patch_pair * pairs + self.per_image_token * patches / self.merge**2
+
+
+@dataclass(frozen=True)
 class FlopCounter:
     """Operations of training steps of one model.
 
@@ -51,11 +86,13 @@ class FlopCounter:
         per_token: operations of the layers for each token, attention scores aside.
         per_trained_token: operations of the head for each token with a target.
         per_attention_pair: operations for each pair of a query and a key it sees, over all layers and heads.
+        vision: those of a model with images.
     """
 
     per_token: float
     per_trained_token: float
     per_attention_pair: float
+    vision: VisionFlops | None = None
 
     @classmethod
     def of_model(cls, model: Mistral4ForCausalLM) -> FlopCounter:
@@ -65,14 +102,13 @@ class FlopCounter:
         stacked expert parameter [E, ...] counts with the share k / E of its experts that a token visits.
         """
         config = model.config
+        weights = [weight for weight in logical_weights(model) if len(weight.shape) > 1]
         per_token = per_trained = 0.0
-        for weight in logical_weights(model):
-            if len(weight.shape) < 2 or "embed_tokens" in weight.name:
+        for weight in weights:
+            if "embed_tokens" in weight.name or weight.name.startswith(("vision_tower.", "multi_modal_projector.")):
                 continue
-            active = weight.shape.numel()
-            if len(weight.shape) == 3:
-                active = active * config.num_experts_per_tok / weight.shape[0]
-            cost = active * (FORWARD + INPUT_GRADIENT + (WEIGHT_GRADIENT if weight.trained else 0))
+            active = config.num_experts_per_tok / weight.shape[0] if len(weight.shape) == 3 else 1.0
+            cost = active * _linear_cost(weight)
             if weight.name.startswith("lm_head"):
                 per_trained += cost
             else:
@@ -80,12 +116,30 @@ class FlopCounter:
         head_dims = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
         # Scores and values: a product each forward, two each backward (both factors need gradients).
         per_pair = 3 * FORWARD * config.num_attention_heads * head_dims * config.num_hidden_layers
-        return cls(per_token, per_trained, float(per_pair))
+        vision = VisionFlops.of_model(model, weights) if isinstance(model, Mistral3ForConditionalGeneration) else None
+        return cls(per_token, per_trained, float(per_pair), vision)
 
-    def count(self, *, tokens: int, trained_tokens: int, lengths: Iterable[int]) -> float:
-        """Operations of one step over packed documents of these lengths; attention is causal inside each document."""
+    def count(self, *, tokens: int, trained_tokens: int, lengths: Iterable[int], images: ImageBatch | None = None) -> float:
+        """Operations of one step over packed documents of these lengths and their images; attention is causal inside each document.
+
+        Args:
+            tokens: of all documents.
+            trained_tokens: those with a target.
+            lengths: tokens of each document.
+            images: what the tower saw; a model without one takes none.
+        """
         pairs = sum(length * (length + 1) // 2 for length in lengths)
-        return self.per_token * tokens + self.per_trained_token * trained_tokens + self.per_attention_pair * pairs
+        text = self.per_token * tokens + self.per_trained_token * trained_tokens + self.per_attention_pair * pairs
+        if images is None:
+            return text
+        assert self.vision is not None
+        return text + self.vision.count(images)
+
+
+def _linear_cost(weight: LogicalWeight, *, backward: bool = True) -> float:
+    """Operations of a linear layer for each of its inputs; ``backward``: a gradient of its input is wanted."""
+    weight_gradient = WEIGHT_GRADIENT if weight.trained else 0
+    return float(weight.shape.numel() * (FORWARD + weight_gradient + (INPUT_GRADIENT if backward else 0)))
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

@@ -1,12 +1,12 @@
 """``configs/models/*.yaml`` -> a fresh checkpoint with random weights.
 
-A model file holds the text configuration flat, under Hugging Face's names. Exercise it:
-``ms4 model init configs/models/tiny.yaml OUT`` and ``pytest tests/ms4_train/weights/test_init.py``.
+A model file holds the text configuration flat, under Hugging Face's names, and that of the vision, if any, in a section of its own.
+Exercise it: ``ms4 model init configs/models/tiny.yaml OUT`` and ``pytest tests/ms4_train/weights/test_init.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,12 +14,13 @@ import torch
 from pydantic import Field, PositiveInt, ValidationError
 from torch import Tensor
 
-from ms4_train.config.nodes import read_document
+from ms4_train.config.nodes import Document, read_document
 from ms4_train.config.problems import combine, problems_of
 from ms4_train.config.schema import Section
 from ms4_train.errors import ConfigError, TokenizerError, WeightsError
-from ms4_train.model import TextConfig, init_parameter
+from ms4_train.model import TextConfig, VisionConfig, init_parameter
 from ms4_train.untrusted import parse_json, read_bytes
+from ms4_train.weights.layouts.pieces import ModelConfig
 from ms4_train.weights.reading.loading import expected_shapes
 from ms4_train.weights.writer import MAX_TOKENIZER_BYTES, save_model
 
@@ -42,6 +43,22 @@ class RopeSection(Section):
     llama_4_scaling_beta: float = 0.1
     partial_rotary_factor: Positive | None = None
     truncate: bool = True
+
+
+class VisionSection(Section):
+    """Tower, patch merger and projector. Sizes have no default; the rest has the release's values."""
+
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    head_dim: PositiveInt | None = Field(None, description="hidden_size / num_attention_heads.")
+    num_channels: PositiveInt = 3
+    image_size: PositiveInt = Field(1540, description="Longest side of an image in pixels; larger ones are scaled down.")
+    patch_size: PositiveInt = 14
+    rope_theta: Positive = 10000.0
+    spatial_merge_size: PositiveInt = Field(2, description="This many rows and columns of patches make one image token.")
+    image_token_index: int = Field(10, gt=0, description="Id of the token whose embeddings are the image's.")
 
 
 class ModelFile(Section):
@@ -73,9 +90,15 @@ class ModelFile(Section):
     eos_token_id: int = Field(2, ge=0)
     rope_parameters: RopeSection = RopeSection()
     softmax_scale: Literal["plain", "mscale"] = "plain"
+    vision: VisionSection | None = Field(None, description="Without it the model is text only.")
 
 
 def read_model_file(path: str | Path, *, vocab_size: int | None = None) -> TextConfig:
+    """The text network of a model file. Arguments and errors as for ``read_whole_model_file``."""
+    return read_whole_model_file(path, vocab_size=vocab_size).text
+
+
+def read_whole_model_file(path: str | Path, *, vocab_size: int | None = None) -> ModelConfig:
     """Read a model file.
 
     Args:
@@ -90,7 +113,7 @@ def read_model_file(path: str | Path, *, vocab_size: int | None = None) -> TextC
         model_file = ModelFile.model_validate(document.values, strict=True)
     except ValidationError as error:
         raise combine(problems_of(error, ModelFile, document, {}), document.file) from None
-    values: dict[str, Any] = model_file.model_dump(exclude_none=True)
+    values: dict[str, Any] = model_file.model_dump(exclude_none=True, exclude={"vision"})
     values.setdefault("num_key_value_heads", model_file.num_attention_heads)
     values["rope_parameters"].setdefault("max_position_embeddings", model_file.max_position_embeddings)
     if vocab_size is not None:
@@ -98,10 +121,28 @@ def read_model_file(path: str | Path, *, vocab_size: int | None = None) -> TextC
     elif model_file.vocab_size is None:
         raise ConfigError("this key is missing.", file=path, key="vocab_size", fix="add it, or give a tokenizer.")
     try:
-        return TextConfig.from_dict(values)
+        text = TextConfig.from_dict(values)
     except WeightsError as error:
-        key = tuple((error.key or "").split("."))
-        raise ConfigError(error.message, file=path, line=document.line_of(key), key=error.key, fix=error.fix) from None
+        raise _at_line(error, document, error.key or "") from None
+    if model_file.vision is None:
+        return ModelConfig(text)
+    try:
+        return ModelConfig(text, _vision_config(model_file.vision, text))
+    except WeightsError as error:
+        raise _at_line(error, document, f"vision.{error.key}") from None
+
+
+def _vision_config(section: VisionSection, text: TextConfig) -> VisionConfig:
+    values = section.model_dump(exclude_none=True)
+    values.setdefault("head_dim", section.hidden_size // section.num_attention_heads)
+    if section.image_token_index >= text.vocab_size:
+        what = f"is {section.image_token_index}, but there are {text.vocab_size} tokens."
+        raise WeightsError(what, key="image_token_index", fix="write the id that the tokenizer has for [IMG].")
+    return VisionConfig(**values)
+
+
+def _at_line(error: WeightsError, document: Document, key: str) -> ConfigError:
+    return ConfigError(error.message, file=document.file, line=document.line_of(tuple(key.split("."))), key=key or None, fix=error.fix)
 
 
 def init_checkpoint(
@@ -125,8 +166,9 @@ def init_checkpoint(
         StorageError: the disk is full or ``out`` is not empty.
     """
     tokenizer = None if tokenizer_file is None else Path(tokenizer_file)
-    config = read_model_file(model_yaml, vocab_size=None if tokenizer is None else tokenizer_size(tokenizer))
-    save_model(_random_tensors(config, seed), out, config=config, dtype=dtype, tokenizer_file=tokenizer, replace=False)
+    config = read_whole_model_file(model_yaml, vocab_size=None if tokenizer is None else tokenizer_size(tokenizer))
+    tensors = random_tensors(expected_shapes(config.text, config.vision), seed, config.text.initializer_range)
+    save_model(tensors, out, config=config.text, vision=config.vision, dtype=dtype, tokenizer_file=tokenizer, replace=False)
     return Path(out)
 
 
@@ -150,8 +192,9 @@ def tokenizer_size(file: Path) -> int:
     return size
 
 
-def _random_tensors(config: TextConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
-    for name, shape in expected_shapes(config).items():
+def random_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int, std: float) -> Iterator[tuple[str, Tensor]]:
+    """Fresh parameters in fp32 by ``init_parameter``, one at a time."""
+    for name, shape in shapes.items():
         tensor = torch.empty(shape)
-        init_parameter(name, tensor, seed, config.initializer_range)
+        init_parameter(name, tensor, seed, std)
         yield name, tensor

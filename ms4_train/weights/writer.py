@@ -2,13 +2,15 @@
 
 Tensors arrive one by one (they may be gathered from other processes as they are asked for) and are written in shards, so that the peak
 is one shard; each shard is hashed while the next one is made. What nobody trained here comes from the base as it lies there: vision
-weights, the files beside the weights, FP8 scales. Exercise it: ``pytest tests/ms4_train/weights/test_writer.py``.
+weights, the files beside the weights, FP8 scales. Exercise it: ``pytest tests/ms4_train/weights/test_writer.py``, and
+``test_writer_vision.py`` beside it.
 
 Not covered: layouts other than Hugging Face's in one type (``ms4_train.weights.convert`` makes those from what is written here).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -22,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ms4_train.errors import WeightsError
-from ms4_train.model import TextConfig
+from ms4_train.model import TextConfig, VisionConfig
 from ms4_train.untrusted import read_bytes
 from ms4_train.weights.checksums import SUMS_FILE, file_sha256, write_sums
 from ms4_train.weights.companions import COMPANIONS, read_companions
@@ -31,7 +33,7 @@ from ms4_train.weights.layouts.detect import INDEX_FILES, SINGLE_FILES
 from ms4_train.weights.layouts.hf_config import CONFIG_FILE, to_generation_config, to_hf_model_config
 from ms4_train.weights.layouts.names import and_more, nearest
 from ms4_train.weights.layouts.pieces import ModelConfig, Part, Piece
-from ms4_train.weights.layouts.tables import HfNames
+from ms4_train.weights.layouts.tables import HfNames, is_vision_name
 from ms4_train.weights.reading.checkpoint import Checkpoint
 from ms4_train.weights.reading.loading import expected_shapes
 from ms4_train.weights.scales_file import SCALES_FILE, read_scales, scales_of, scales_text
@@ -51,6 +53,7 @@ def save_model(
     folder: str | Path,
     *,
     config: TextConfig,
+    vision: VisionConfig | None = None,
     dtype: torch.dtype | None = None,
     tokenizer_file: Path | None = None,
     base: Checkpoint | None = None,
@@ -59,18 +62,19 @@ def save_model(
 ) -> None:
     """Write a model in transformers' layout: safetensors, ``config.json``, ``generation_config.json``, the tokenizer and ``SHA256SUMS``.
 
-    Everything is written beside ``folder``, flushed, and renamed when whole; the free space is checked first. With a ``base`` that has
-    vision the model is written as ``Mistral3ForConditionalGeneration``, under the names of the public repository's files, else as a text
-    model.
+    Everything is written beside ``folder``, flushed, and renamed when whole; the free space is checked first. With vision the model is
+    written as ``Mistral3ForConditionalGeneration``, under the names of the public repository's files, else as a text model.
 
     Args:
-        state: full text tensors under our names, as a mapping or as pairs that may be made one at a time.
+        state: full tensors under our names, as a mapping or as pairs that may be made one at a time: all of the text, and those of the
+            vision that the base does not give.
         folder: where to; made, with its parents.
         config: of the text network; its softmax scale is written so that transformers computes it.
-        dtype: type of the stored text tensors; None keeps that of the first tensor.
+        vision: of tower and projector; default: the base's.
+        dtype: type of the stored tensors, but for vision weights of the base; None keeps that of the first tensor.
         tokenizer_file: copied as ``tekken.json``; default: the base's.
-        base: what the model was made from, in any layout. Its vision weights go along bit for bit, in their own type, and so do its
-            companions (``ms4_train.weights.companions``) and, as ``fp8_scales.json``, its FP8 scales.
+        base: what the model was made from, in any layout. Its vision weights that are not given, or have not changed, go along bit for
+            bit, in their own type, and so do its companions (``ms4_train.weights.companions``) and, as ``fp8_scales.json``, its FP8 scales.
         max_shard_bytes: a file holds at most this much, or one tensor.
         replace: whether an earlier checkpoint written here may be replaced; other content never is.
 
@@ -87,20 +91,15 @@ def save_model(
         dtype = first[1].dtype
         pairs = itertools.chain([first], pairs)
     small_files = _small_files(config, tokenizer_file, base)
-    vision = vision_pieces(base)
-    if base is not None and vision and base.config.text.hidden_size != config.hidden_size:
-        what = f"is {config.hidden_size}, but the base whose vision should go along has {base.config.text.hidden_size}."
-        raise WeightsError(what, file=base.folder, key="hidden_size", fix="give the model that these weights were made from.")
-    whole = ModelConfig(config, base.config.vision if base is not None else None)
-    names = HfNames.DISK if vision else HfNames.TEXT
-    shapes = expected_shapes(config)
-    needed = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    whole = ModelConfig(config, _vision_of(config, vision, base))
+    names = HfNames.TEXT if whole.vision is None else HfNames.DISK
+    shapes = expected_shapes(config, whole.vision)
+    carried = _Carried(base)
+    needed = sum(max(math.prod(shape) * dtype.itemsize, carried.num_bytes(name)) for name, shape in shapes.items())
     needed += sum(map(len, small_files.values()))
-    if base is not None:
-        needed += sum(base.stored[base.place(piece).values].num_bytes for piece in vision)
     with whole_folder(Path(folder), needed_bytes=needed, replaceable=OWN_FILES if replace else None) as temporary:
-        text = ((names.stored(name), tensor) for name, tensor in _checked(pairs, shapes, dtype))
-        sums = _write_shards(itertools.chain(text, _untouched(base, vision, names)), temporary, max_shard_bytes)
+        tensors = _checked(pairs, shapes, dtype, carried)
+        sums = _write_shards(((names.stored(name), tensor) for name, tensor in tensors), temporary, max_shard_bytes)
         _write_json(temporary / CONFIG_FILE, to_hf_model_config(whole, dtype=dtype))
         for name, content in small_files.items():
             (temporary / name).write_bytes(content)
@@ -108,9 +107,49 @@ def save_model(
         write_sums(temporary, sums | {name: file_sha256(temporary / name) for name in sorted(rest)})
 
 
-def vision_pieces(base: Checkpoint | None) -> list[Piece]:
-    """The pieces of tower, patch merger and projector that a checkpoint holds; none for a text-only one."""
-    return [] if base is None else [piece for piece in base.pieces().values() if piece.part is Part.VISION]
+class _Carried:
+    """The vision weights of a base, read one at a time."""
+
+    def __init__(self, base: Checkpoint | None) -> None:
+        self._base = base
+        pieces = () if base is None else base.pieces().values()
+        self.pieces: dict[str, Piece] = {piece.name: piece for piece in pieces if piece.part is Part.VISION}
+
+    def num_bytes(self, name: str) -> int:
+        """Bytes of a weight as stored; 0 where the base does not have it."""
+        if self._base is None or name not in self.pieces:
+            return 0
+        return self._base.stored[self._base.place(self.pieces[name]).values].num_bytes
+
+    def read(self, name: str) -> Tensor:
+        """A weight in the type in which it is stored."""
+        assert self._base is not None
+        tensor = self._base.read_piece(self.pieces[name])
+        assert isinstance(tensor, Tensor), "no layout quantises vision"
+        return tensor
+
+    def unchanged(self, name: str, tensor: Tensor) -> Tensor | None:
+        """The stored weight where ``tensor`` is what reading it into that type gives, else None."""
+        if name not in self.pieces:
+            return None
+        stored = self.read(name)
+        return stored if torch.equal(stored.to(tensor.dtype), tensor) else None
+
+
+def _vision_of(config: TextConfig, vision: VisionConfig | None, base: Checkpoint | None) -> VisionConfig | None:
+    """The vision part of what is written: the caller's or the base's, which must not contradict each other."""
+    if base is None or base.config.vision is None:
+        return vision
+    if base.config.text.hidden_size != config.hidden_size:
+        what = f"is {config.hidden_size}, but the base whose vision should go along has {base.config.text.hidden_size}."
+        raise WeightsError(what, file=base.folder, key="hidden_size", fix="give the model that these weights were made from.")
+    if vision is not None and vision != base.config.vision:
+        key = next(
+            field.name for field in dataclasses.fields(vision) if getattr(vision, field.name) != getattr(base.config.vision, field.name)
+        )
+        what = f"is {getattr(vision, key)}, but the base has {getattr(base.config.vision, key)}."
+        raise WeightsError(what, file=base.folder, key=key, fix="give the model that these weights were made from.")
+    return base.config.vision
 
 
 def _small_files(config: TextConfig, tokenizer_file: Path | None, base: Checkpoint | None) -> dict[str, bytes]:
@@ -131,25 +170,18 @@ def _small_files(config: TextConfig, tokenizer_file: Path | None, base: Checkpoi
     return files
 
 
-def _untouched(base: Checkpoint | None, vision: list[Piece], names: HfNames) -> Iterator[tuple[str, Tensor]]:
-    """The vision weights of the base, read one at a time."""
-    for piece in vision:
-        assert base is not None
-        tensor = base.read_piece(piece)
-        assert isinstance(tensor, Tensor), "no layout quantises vision"
-        yield names.stored(piece.name), tensor
-
-
 def _checked(
-    pairs: Iterable[tuple[str, Tensor]], shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype
+    pairs: Iterable[tuple[str, Tensor]], shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, carried: _Carried
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors on the CPU in ``dtype``, each compared with its expected shape; at the end all must have come."""
+    """The tensors on the CPU in ``dtype``, each compared with its expected shape; at the end all must have come, or be carried."""
     seen: set[str] = set()
     for name, tensor in pairs:
         if name not in shapes or name in seen:
             what = "came twice" if name in seen else "is not a weight of this model"
             hint = nearest(name, shapes)
-            raise WeightsError(f"{what}; nearest names: {', '.join(hint)}.", key=name, fix="merge adapters before writing a model.")
+            is_vision = is_vision_name(name) and not any(map(is_vision_name, shapes))
+            fix = "give the configuration of the vision too." if is_vision else "merge adapters before writing a model."
+            raise WeightsError(f"{what}; nearest names: {', '.join(hint)}.", key=name, fix=fix)
         if tuple(tensor.shape) != shapes[name]:
             raise WeightsError(
                 f"has shape {list(tensor.shape)}, but the model's is {list(shapes[name])}.",
@@ -157,10 +189,15 @@ def _checked(
                 fix="give full tensors, gathered from all processes.",
             )
         seen.add(name)
-        yield name, tensor.detach().to("cpu", dtype).contiguous()
+        found = tensor.detach().cpu()
+        stored = carried.unchanged(name, found)
+        yield name, found.to(dtype).contiguous() if stored is None else stored
     missing = [name for name in shapes if name not in seen]
-    if missing:
-        raise WeightsError(f"the weight is missing{and_more(missing)}.", key=missing[0], fix="write all tensors of the model.")
+    lost = [name for name in missing if name not in carried.pieces]
+    if lost:
+        raise WeightsError(f"the weight is missing{and_more(lost)}.", key=lost[0], fix="write all tensors of the model.")
+    for name in missing:
+        yield name, carried.read(name)
 
 
 def _write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, max_shard_bytes: int) -> dict[str, str]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ms4_train.adapters import adapter_tensors, save_adapter
+from ms4_train.adapters import adapter_tensors, plain_adapter, save_adapter
+from ms4_train.model import Mistral3ForConditionalGeneration
 from ms4_train.parallel import TrainEngine
 from ms4_train.weights import open_checkpoint, save_model
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 def export(plan: Plan, engine: TrainEngine) -> Path:
     """Write the tuned model or adapter; returns its folder. Collective: every rank gathers, the main one writes.
 
-    A whole model takes along what its base has and nobody trained: vision weights, the files beside the weights, FP8 scales.
+    A whole model takes along what its base has and nobody trained: vision weights, the files beside the weights, FP8 scales. An adapter is
+    always one of the untouched base, also where it was taken out of the weights at its start (PiSSA, OLoRA).
 
     Raises:
         StorageError: the disk is full, or something else lies in the folder's place.
@@ -41,11 +43,13 @@ def export(plan: Plan, engine: TrainEngine) -> Path:
     folder = output_dir / "adapter"
     tensors = {name: tensor.cpu() for name, tensor in engine.full_parameters(list(adapter_tensors(plan.model)))}
     if is_main:
+        section, tensors = plain_adapter(plan.model, plan.adapter, tensors)
         save_adapter(
             tensors,
             folder,
-            section=plan.adapter,
+            section=section,
             config=plan.model.config,
+            vision=plan.model.vision_config if isinstance(plan.model, Mistral3ForConditionalGeneration) else None,
             base_path=config.model.path,
             base_fingerprint=plan.base_fingerprint,
         )

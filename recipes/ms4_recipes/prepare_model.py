@@ -5,17 +5,24 @@ Exercise it: ``pytest tests/recipes/ms4_recipes/test_prepare_model.py``.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
 from ms4_train.adapters import AttachReport, attach, attach_report, load_adapter
+from ms4_train.adapters.targets import find_targets
 from ms4_train.config.schema import AdapterSection, SftRun
 from ms4_train.errors import AdapterError, ConfigError
-from ms4_train.model import Mistral4ForCausalLM
+from ms4_train.model import Mistral3ForConditionalGeneration, Mistral4ForCausalLM
 from ms4_train.parallel import Mesh
+from ms4_train.training.router_loss import check_router_losses
 from ms4_train.weights import load_model, open_checkpoint, read_config
+from ms4_train.weights.layouts.tables import is_vision_name
 from ms4_train.weights.reading.base_weights import base_weights_line
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class PreparedModel:
     base_weights: str | None
 
 
-def prepare_model(config: SftRun, mesh: Mesh, base: str) -> PreparedModel:
+def prepare_model(config: SftRun, mesh: Mesh, base: str, *, images: bool = True) -> PreparedModel:
     """Read the model and make ready what will be trained.
 
     With expert parallelism only this rank's experts are read. Quantised weights stay quantised under an adapter, where they are frozen.
@@ -37,6 +44,7 @@ def prepare_model(config: SftRun, mesh: Mesh, base: str) -> PreparedModel:
         config: of the run.
         mesh: of the processes.
         base: fingerprint of the base model.
+        images: whether the training rows hold any; without, a full fine-tune leaves the vision as it is.
 
     Raises:
         WeightsError: the model's files.
@@ -52,8 +60,18 @@ def prepare_model(config: SftRun, mesh: Mesh, base: str) -> PreparedModel:
         )
     if adapter is not None and train_router:
         raise ConfigError(
-            "an adapter file cannot hold a fully trained router.", key="training.train_router", fix="leave it out, or train the full model."
+            "beside an adapter, the adapter's section says what is trained.",
+            key="training.train_router",
+            fix="leave it out; name mlp.gate.weight under adapter.target_parameters (LoRA) or mlp.gate under adapter.modules_to_save.",
         )
+    if adapter is not None and adapter.use_dora and config.parallel.zero_stage == 3 and mesh.world_size > 1:
+        raise ConfigError(
+            "DoRA needs whole base weights, which ZeRO 3 spreads over the ranks.",
+            key="adapter.use_dora",
+            fix="set parallel.zero_stage: 2, or leave use_dora out.",
+        )
+    if images and section.vision == "skip":
+        raise ConfigError("is skip, but the training rows hold images.", key="model.vision", fix="leave it out, or leave these rows out.")
     layout = open_checkpoint(section.path).layout
     dequantise = section.dequantizes(default=adapter is None)
     if adapter is None and not dequantise and layout.encoding != "plain":
@@ -72,6 +90,7 @@ def prepare_model(config: SftRun, mesh: Mesh, base: str) -> PreparedModel:
         experts_backend=section.experts_backend,
         expert_range=expert_range,
         dequantise=dequantise,
+        vision=section.vision,
     )
     base_weights = base_weights_line(layout, model)
     attached = None
@@ -80,13 +99,32 @@ def prepare_model(config: SftRun, mesh: Mesh, base: str) -> PreparedModel:
         attached = attach_report(model, adapter)
     elif adapter is not None:
         attached = attach(model, adapter)
-    elif train_router is False:
+    elif not train_router:
         for name, parameter in model.named_parameters():
             if name.endswith("mlp.gate.weight"):
                 parameter.requires_grad_(False)
+    if not images:
+        spare_vision(model, is_adapter=adapter is not None)
+    elif isinstance(model, Mistral3ForConditionalGeneration):
+        model.always_run_vision = mesh.world_size > 1  # a rank may draw text rows alone
+    check_router_losses(model, config.training)
     model.gradient_checkpointing = config.training.gradient_checkpointing
     model.recompute_experts = config.training.recompute_experts
     return PreparedModel(model.to(mesh.device), adapter, attached, base_weights)
+
+
+def spare_vision(model: Mistral4ForCausalLM, *, is_adapter: bool) -> None:
+    """Freeze tower and projector: from text they get no gradient, and weight decay alone would shrink them.
+
+    An adapter on them stays as it is, with a warning.
+    """
+    trained = [parameter for name, parameter in model.named_parameters() if parameter.requires_grad and is_vision_name(name)]
+    if trained and is_adapter:
+        _LOG.warning("the training rows hold no images: the adapter's %d tensors on the vision will learn nothing.", len(trained))
+    elif trained:
+        _LOG.warning("the training rows hold no images: %d vision weights stay as they are.", len(trained))
+        for parameter in trained:
+            parameter.requires_grad_(False)
 
 
 def go_on_with_adapter(model: Mistral4ForCausalLM, section: AdapterSection, base: str) -> AdapterSection:
@@ -97,13 +135,30 @@ def go_on_with_adapter(model: Mistral4ForCausalLM, section: AdapterSection, base
     """
     assert section.init_from is not None
     stored = load_adapter(model, section.init_from, trainable=True, base_fingerprint=base)
-    for key in section.model_fields_set - {"init_from"}:
-        asked, found = getattr(section, key), getattr(stored, key)
-        if (sorted(asked) if isinstance(asked, list) else asked) != (sorted(found) if isinstance(found, list) else found):
+    for key in sorted(section.model_fields_set - {"init_from", "preset", "exclude_modules"}):
+        if not _asks_for_the_same(model, key, section, stored):
             raise AdapterError(
-                f"is {asked!r}, but the adapter to go on with has {found!r}.",
+                f"is {getattr(section, key)!r}, but the adapter to go on with has {getattr(stored, key)!r}.",
                 file=section.init_from,
-                key=f"adapter.{key}",
+                key="adapter.preset" if key.startswith("target_") and section.preset else f"adapter.{key}",
                 fix="remove the key.",
             )
     return stored
+
+
+def _asks_for_the_same(model: Mistral4ForCausalLM, key: str, section: AdapterSection, stored: AdapterSection) -> bool:
+    """Whether a key means the same in both sections; targets are compared by what they match, because files may word them otherwise."""
+    if key not in ("target_modules", "target_parameters", "modules_to_save"):
+        return getattr(section, key) == getattr(stored, key)
+    asked, found = (
+        find_targets(
+            model,
+            each.target_modules,
+            each.target_parameters,
+            exclude_modules=each.exclude_modules,
+            modules_to_save=each.modules_to_save if key == "modules_to_save" or "modules_to_save" in section.model_fields_set else (),
+        )
+        for each in (section, stored)
+    )
+    names = {"target_modules": "modules", "target_parameters": "parameters", "modules_to_save": "saved"}[key]
+    return set(chain(*getattr(asked, names).values())) == set(chain(*getattr(found, names).values()))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ from ms4_train.training import (
     total_steps,
     train,
 )
+from ms4_train.training.forward import require_vision
 from ms4_train.untrusted import read_bytes
 from ms4_train.weights import base_fingerprint, read_config
 
@@ -104,7 +106,7 @@ class Plan:
     tokenizer: ChatTokenizer
     survey: Survey
     loader: TrainLoader
-    eval_batches: list[PackedBatch]
+    eval_batches: Sequence[PackedBatch]
     base_fingerprint: str
     prepared: PreparedModel
     trained: TrainedParameters
@@ -149,7 +151,7 @@ def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
     rows.require_usable()
     place: dict[str, Any] = {"rank": mesh.rank, "world_size": mesh.world_size, "prepared": rows}
     loader = build_loader(config.data, tokenizer, batch_size=training.per_device_train_batch_size, seed=config.seed, **place)
-    eval_batches: list[PackedBatch] = []
+    eval_batches: Sequence[PackedBatch] = []
     if training.eval_strategy != "no":
         eval_batches = build_eval_batches(
             config.data, tokenizer, batch_size=training.per_device_eval_batch_size, max_rows=training.eval_max_rows, **place
@@ -163,7 +165,9 @@ def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
     length = run_length(config, loader, mesh)
 
     base = base_fingerprint(config.model.path)
-    prepared = prepare_model(config, mesh, base)
+    prepared = prepare_model(config, mesh, base, images=rows.survey.images > 0)
+    if rows.has_images:
+        require_vision(prepared.model, tokenizer)
 
     identity = run_identity(config, base_fingerprint=base, tokenizer_sha256=file_sha256(tokenizer.path))
     saved = None
@@ -261,6 +265,7 @@ def train_run(plan: Plan) -> TrainEngine:
         trackers.summary(results)
     finally:
         trackers.close()
+        plan.loader.close()
     return engine
 
 

@@ -20,6 +20,7 @@ ROWS = {
     "many tiny": (5, 1, 2, 7, 3, 1, 1, 8) * 5,
     "mixed": (130, 5, 96, 96, 71, 64, 1, 9, 9, 129),
 }
+CAUSAL = {"causal": True, "full": False}
 WIDTHS = {"equal widths": (16, 16), "wide values": (16, 24), "narrow values": (24, 16)}
 
 
@@ -41,21 +42,21 @@ def output_and_gradients(attend, inputs, grad_out):
     return [out.detach(), *torch.autograd.grad(out, inputs, grad_out)]
 
 
-def torch_attention(lengths):
+def torch_attention(lengths, causal=True):
     """A function of queries, keys and values: torch's plain attention, document by document, in their type."""
 
     def attend(*inputs):
         with sdpa_kernel(SDPBackend.MATH):
             pieces = zip(*(x.split(lengths) for x in inputs), strict=True)
             outs = [
-                scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in piece), is_causal=True, scale=SCALE) for piece in pieces
+                scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in piece), is_causal=causal, scale=SCALE) for piece in pieces
             ]
         return torch.cat([out[0].transpose(0, 1) for out in outs])
 
     return attend
 
 
-def exact_results(lengths, inputs, grad_out):
+def exact_results(lengths, inputs, grad_out, causal=True):
     """``output_and_gradients`` of torch's attention in fp64."""
     wide = [x.detach().double().requires_grad_() for x in inputs]
-    return output_and_gradients(torch_attention(lengths), wide, grad_out.double())
+    return output_and_gradients(torch_attention(lengths, causal), wide, grad_out.double())

@@ -17,7 +17,7 @@ from ms4_train.config.schema import AdapterSection
 from ms4_train.model import Mistral4ForCausalLM, SequenceLayout, TextConfig
 from ms4_train.weights import save_model
 
-ATTENTION = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
+ATTENTION = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "self_attn.o_proj"]
 SHARED = ["shared_experts.gate_proj", "shared_experts.up_proj", "shared_experts.down_proj"]
 STACKS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 

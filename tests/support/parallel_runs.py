@@ -1,21 +1,23 @@
 """The same few training steps on one process and on several, and how far apart they are.
 
 A step has MICRO_BATCHES micro batches per rank; ranks get packed rows of different lengths with different numbers of trained tokens. A
-single process takes the rows of all ranks one after the other, so losses, gradients and norms must agree.
+single process takes the rows of all ranks one after the other, so losses, gradients and norms must agree. A model with a vision tower
+gets an image in the first micro batch of the first rank, and nowhere else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from support.models import tiny_config, tiny_model
+from support.multimodal import IMG, image_batch, random_pixels, tiny_multimodal, tiny_vision
 from torch import Tensor
 from torch.nn import functional
 
 from ms4_train.config.schema import TrainingSection
-from ms4_train.model import Mistral4ForCausalLM, SequenceLayout, init_parameter
+from ms4_train.model import ImageBatch, Mistral3ForConditionalGeneration, Mistral4ForCausalLM, SequenceLayout, init_parameter
 from ms4_train.parallel import TrainEngine
 from ms4_train.parallel.parameters import expert_parameters, gather_experts
 
@@ -36,6 +38,14 @@ def small_model(dtype: torch.dtype = torch.float32, seed: int = 0) -> Mistral4Fo
     return model.to(dtype)
 
 
+def small_multimodal() -> Mistral3ForConditionalGeneration:
+    """The same with a vision tower of one layer."""
+    config = tiny_config(vocab_size=VOCABULARY, hidden_size=32, moe_intermediate_size=16)
+    vision = tiny_vision(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, head_dim=8, patch_size=4)
+    model = tiny_multimodal(config, vision)
+    return model.train()  # type: ignore[return-value]
+
+
 def randomise_adapters(model: Mistral4ForCausalLM, seed: int = 5) -> None:
     """Adapters that change something: B starts at zero, and then A has no gradient."""
     for name, parameter in model.named_parameters():
@@ -50,6 +60,7 @@ class Rows:
     input_ids_t: Tensor
     target_ids_t: Tensor
     lengths: tuple[int, ...]
+    images: ImageBatch | None = None
 
 
 def rows_of(step: int, micro_batch: int, rank: int) -> Rows:
@@ -64,9 +75,21 @@ def rows_of(step: int, micro_batch: int, rank: int) -> Rows:
     return Rows(ids_t, target_t, lengths)
 
 
+def rows_for(model: Mistral4ForCausalLM, step: int, micro_batch: int, rank: int) -> Rows:
+    """The rows for this model; those of a text model are :func:`rows_of`."""
+    rows = rows_of(step, micro_batch, rank)
+    if not isinstance(model, Mistral3ForConditionalGeneration):
+        return rows
+    ids_t = torch.where(rows.input_ids_t == IMG, IMG + 1, rows.input_ids_t)
+    if rank or micro_batch:
+        return replace(rows, input_ids_t=ids_t)
+    ids_t[1:5] = IMG
+    return replace(rows, input_ids_t=ids_t, images=image_batch(random_pixels([(2, 2)], model.vision_config, step), model.vision_config))
+
+
 def loss_sum(model: Mistral4ForCausalLM, rows: Rows) -> Tensor:
     """Sum of the negative log likelihoods, by torch's own cross-entropy."""
-    logits_tv = model.logits(model(rows.input_ids_t, SequenceLayout.from_lengths(rows.lengths)))
+    logits_tv = model.logits(model(rows.input_ids_t, SequenceLayout.from_lengths(rows.lengths), images=rows.images))
     return functional.cross_entropy(logits_tv, rows.target_ids_t, ignore_index=-100, reduction="sum")
 
 
@@ -91,7 +114,7 @@ def run_steps(
         loss = 0.0
         for micro in range(MICRO_BATCHES):
             for rank in ranks:
-                part = loss_sum(model, rows_of(step, micro, rank)) / trained
+                part = loss_sum(model, rows_for(model, step, micro, rank)) / trained
                 engine.backward(part, is_last_micro_batch=micro == MICRO_BATCHES - 1)
                 loss += part.item()
         record = StepRecord(engine.mesh.all_reduce_sum(loss), 0.0, full_gradients(engine, model) if gradients else {})

@@ -15,7 +15,9 @@ from ms4_kernels.attention.native import attention_native, serves
 from ms4_kernels.attention.sdpa import attention_sdpa
 
 
-def attention_cpu(query_thx: Tensor, key_thx: Tensor, value_thv: Tensor, documents: PackedDocuments, scale: float) -> Tensor:
-    """Return [T, h, v]; arguments as those of ``packed_causal_attention``."""
+def attention_cpu(
+    query_thx: Tensor, key_thx: Tensor, value_thv: Tensor, documents: PackedDocuments, scale: float, causal: bool = True
+) -> Tensor:
+    """Return [T, h, v]; arguments as those of ``packed_attention``."""
     attend = attention_native if serves(query_thx) else attention_sdpa
-    return attend(query_thx, key_thx, value_thv, documents, scale)
+    return attend(query_thx, key_thx, value_thv, documents, scale, causal)

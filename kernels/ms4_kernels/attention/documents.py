@@ -45,8 +45,13 @@ class PackedDocuments:
 
     @cached_property
     def groups(self) -> DocumentGroups:
-        """Documents of similar length as padded rectangles."""
+        """Documents of similar length as padded rectangles, for causal attention."""
         return DocumentGroups.from_lengths(self.lengths, self.device)
+
+    @cached_property
+    def equal_groups(self) -> DocumentGroups:
+        """Documents of equal length as rectangles without padding, for full attention."""
+        return DocumentGroups.from_lengths(self.lengths, self.device, padded=False)
 
     @cached_property
     def cu_seqlens_b(self) -> Tensor:
@@ -61,7 +66,15 @@ class PackedDocuments:
 
     @cached_property
     def block_mask(self) -> Any:
-        """FlexAttention's block mask of this row."""
+        """FlexAttention's block mask of this row for causal attention."""
+        return self._block_mask(causal=True)
+
+    @cached_property
+    def full_block_mask(self) -> Any:
+        """FlexAttention's block mask of this row for full attention."""
+        return self._block_mask(causal=False)
+
+    def _block_mask(self, *, causal: bool) -> Any:
         from ms4_kernels.attention.flex import document_block_mask  # imports most of torch's compiler
 
-        return document_block_mask(self.document_t)
+        return document_block_mask(self.document_t, causal=causal)

@@ -41,15 +41,24 @@ def _package(capability: tuple[int, int]) -> str | None:
     return "flash_attn" if importlib.util.find_spec("flash_attn") is not None else None
 
 
-def attention_flash(query_thx: Tensor, key_thx: Tensor, value_thv: Tensor, documents: PackedDocuments, scale: float) -> Tensor:
-    """Return [T, h, v]; arguments as those of ``packed_causal_attention``, of bf16 or fp16 and at most 256 wide."""
+def attention_flash(
+    query_thx: Tensor, key_thx: Tensor, value_thv: Tensor, documents: PackedDocuments, scale: float, causal: bool = True
+) -> Tensor:
+    """Return [T, h, v]; arguments as those of ``packed_attention``, of bf16 or fp16 and at most 256 wide."""
     package = flash_package(query_thx.device)
     assert package is not None
-    return call_varlen(importlib.import_module(package).flash_attn_varlen_func, query_thx, key_thx, value_thv, documents, scale)
+    varlen = importlib.import_module(package).flash_attn_varlen_func
+    return call_varlen(varlen, query_thx, key_thx, value_thv, documents, scale, causal)
 
 
 def call_varlen(
-    varlen: Callable[..., Any], query_thx: Tensor, key_thx: Tensor, value_thv: Tensor, documents: PackedDocuments, scale: float
+    varlen: Callable[..., Any],
+    query_thx: Tensor,
+    key_thx: Tensor,
+    value_thv: Tensor,
+    documents: PackedDocuments,
+    scale: float,
+    causal: bool = True,
 ) -> Tensor:
     """Call ``flash_attn_varlen_func`` of either version on a packed row; returns [T, h, v]."""
     query, key, value = padded_to_one_width(query_thx, key_thx, value_thv)
@@ -62,7 +71,7 @@ def call_varlen(
         max_seqlen_q=documents.longest,
         max_seqlen_k=documents.longest,
         softmax_scale=scale,
-        causal=True,
+        causal=causal,
         deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     out = out[0] if isinstance(out, tuple) else out  # early releases of version 3 return the normaliser too

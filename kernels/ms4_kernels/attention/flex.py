@@ -13,7 +13,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
@@ -22,40 +21,44 @@ from ms4_kernels.attention.documents import PackedDocuments
 _BLOCK = 128
 
 
-def document_block_mask(document_t: Tensor) -> BlockMask:
+def document_block_mask(document_t: Tensor, *, causal: bool = True) -> BlockMask:
     """The mask of a packed row, block by block.
 
     Args:
         document_t: int [T], the document of each token; it never falls.
+        causal: whether a token sees only itself and what comes before it.
 
     Returns:
-        A causal mask inside each document; blocks that lie in one document below the diagonal need no look at single tokens.
+        The mask; blocks that lie in one document, and below the diagonal where it is causal, need no look at single tokens.
     """
     num_tokens = document_t.shape[0]
     num_blocks = -(-num_tokens // _BLOCK)
-    # What lies behind the row belongs to no document, so that the last block is never taken for a full one.
-    blocks_qt = F.pad(document_t, (0, num_blocks * _BLOCK - num_tokens), value=-1).view(num_blocks, _BLOCK)
-    first_q, last_q = blocks_qt[:, 0], blocks_qt[:, -1]
     block_q = torch.arange(num_blocks, device=document_t.device)
-    below_qk = block_q[:, None] > block_q
-    # Numbers never fall along the row: below the diagonal two blocks share a document only if the earlier one ends in that which the later
-    # one begins with, and they are seen whole only if both hold nothing else.
-    shared_qk = below_qk & (first_q[:, None] == last_q)
-    full_qk = shared_qk & (last_q[:, None] == first_q)
-    partial_qk = (shared_qk & ~full_qk) | torch.eye(num_blocks, dtype=torch.bool, device=document_t.device)
+    first_q, last_q = document_t[block_q * _BLOCK], document_t[((block_q + 1) * _BLOCK).clamp(max=num_tokens) - 1]
+    whole_q = (block_q + 1) * _BLOCK <= num_tokens
+    # Numbers never fall along the row: two blocks share a document if their ranges meet, and are seen whole if both hold one alone.
+    shared_qk = (first_q[:, None] <= last_q) & (last_q[:, None] >= first_q)
+    alone_q = (first_q == last_q) & whole_q  # a block that the row does not fill is never taken for a full one
+    full_qk = shared_qk & alone_q[:, None] & alone_q
+    if causal:
+        shared_qk &= block_q[:, None] >= block_q
+        full_qk &= block_q[:, None] > block_q
 
     def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query >= key) & (document_t[query] == document_t[key])
+        same = document_t[query] == document_t[key]
+        return (query >= key) & same if causal else same
 
-    partial, full = _listed(partial_qk), _listed(full_qk)
+    partial, full = _listed(shared_qk & ~full_qk), _listed(full_qk)
     return BlockMask.from_kv_blocks(*partial, *full, BLOCK_SIZE=_BLOCK, mask_mod=sees, seq_lengths=(num_tokens, num_tokens))
 
 
-def attention_flex(query_thx: Tensor, key_thx: Tensor, value_thv: Tensor, documents: PackedDocuments, scale: float) -> Tensor:
-    """Return [T, h, v]; arguments as those of ``packed_causal_attention``."""
+def attention_flex(
+    query_thx: Tensor, key_thx: Tensor, value_thv: Tensor, documents: PackedDocuments, scale: float, causal: bool = True
+) -> Tensor:
+    """Return [T, h, v]; arguments as those of ``packed_attention``."""
     attend = flex_attention if query_thx.device.type == "cpu" else _compiled()
     query, key, value = (x.transpose(0, 1)[None] for x in (query_thx, key_thx, value_thv))
-    out_1htv: Any = attend(query, key, value, block_mask=documents.block_mask, scale=scale)
+    out_1htv: Any = attend(query, key, value, block_mask=documents.block_mask if causal else documents.full_block_mask, scale=scale)
     return out_1htv[0].transpose(0, 1)
 
 

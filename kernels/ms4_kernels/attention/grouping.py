@@ -1,7 +1,8 @@
 """Documents of a packed row as a few padded rectangles, so that attention is neither one call per document nor one T x T mask.
 
 Documents of similar length share a rectangle, padded on the right: under a causal mask no real token sees what lies to its right, so
-padding changes nothing. Memory stays linear in the tokens. Exercise it: ``pytest tests/kernels/ms4_kernels/attention/test_grouping.py``.
+padding changes nothing. Full attention would see padding: there only documents of equal length share one. Memory stays linear in the
+tokens. Exercise it: ``pytest tests/kernels/ms4_kernels/attention/test_grouping.py``.
 
 Shape suffixes: t tokens, s slots of all rectangles, b documents of one rectangle, l its length.
 """
@@ -50,15 +51,15 @@ class DocumentGroups:
     slot_t: Tensor | None = None
 
     @classmethod
-    def from_lengths(cls, lengths: tuple[int, ...], device: torch.device | str = "cpu") -> DocumentGroups:
-        """Group the documents of a packed row."""
+    def from_lengths(cls, lengths: tuple[int, ...], device: torch.device | str = "cpu", *, padded: bool = True) -> DocumentGroups:
+        """Group the documents of a packed row; those of one rectangle are equally long where none may be ``padded``."""
         if len(set(lengths)) == 1:
             return cls((Rectangle(0, len(lengths), lengths[0]),))
         by_length = sorted(range(len(lengths)), key=lambda document: -lengths[document])
         groups: list[list[int]] = []
         for document in by_length:
             longest = lengths[groups[-1][0]] if groups else 0
-            min_fill = _MIN_FILL_SHORT if longest <= _SHORT else _MIN_FILL
+            min_fill = 1.0 if not padded else _MIN_FILL_SHORT if longest <= _SHORT else _MIN_FILL
             if groups and lengths[document] >= min_fill * longest:
                 groups[-1].append(document)
             else:

@@ -1,4 +1,4 @@
-"""The one entrance to packed causal attention; it checks shapes and picks the implementation, saying once which and why.
+"""The one entrance to packed attention, causal or full; it checks shapes and picks the implementation, saying once which and why.
 
 Exercise it: ``pytest tests/kernels/ms4_kernels/attention``.
 
@@ -22,7 +22,7 @@ from ms4_kernels.attention.flash import FLASH_DTYPES, FLASH_MAX_WIDTH, INSTALL, 
 from ms4_kernels.attention.reference import attention_reference
 from ms4_kernels.attention.sdpa import attention_sdpa
 
-__all__ = ["Backend", "packed_causal_attention"]
+__all__ = ["Backend", "packed_attention"]
 
 Backend = Literal["auto", "reference", "cpu", "sdpa", "flash", "flex"]
 
@@ -31,10 +31,17 @@ _FLEX_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _FLEX_LEAST_WIDTH = 16  # the least that a matrix product of its kernels can have
 
 
-def packed_causal_attention(
-    query_thx: Tensor, key_thx: Tensor, value_thv: Tensor, documents: PackedDocuments, *, scale: float, backend: Backend = "auto"
+def packed_attention(
+    query_thx: Tensor,
+    key_thx: Tensor,
+    value_thv: Tensor,
+    documents: PackedDocuments,
+    *,
+    scale: float,
+    causal: bool = True,
+    backend: Backend = "auto",
 ) -> Tensor:
-    """Softmax attention in which a token sees itself and what comes before it in its own document.
+    """Softmax attention in which a token sees its own document only.
 
     Args:
         query_thx: [T, h, x] queries of a packed row.
@@ -42,6 +49,7 @@ def packed_causal_attention(
         value_thv: [T, h, v] values; v may differ from x. All three have one type.
         documents: how the row splits; one object for all layers of a pass, so that what backends derive from it is made once.
         scale: factor on the products of queries and keys.
+        causal: whether a token sees itself and what comes before it, or its whole document.
         backend: ``auto`` takes ``cpu`` on a CPU. On a GPU it takes FlashAttention where it is installed and serves the type and width,
             else FlexAttention, else torch's ``sdpa`` over rectangles of documents; ``reference`` holds all T x T scores.
 
@@ -54,8 +62,8 @@ def packed_causal_attention(
     _check(query_thx, key_thx, value_thv, documents)
     device, width = query_thx.device, max(query_thx.shape[-1], value_thv.shape[-1])
     narrowest = min(query_thx.shape[-1], value_thv.shape[-1])
-    chosen = _choose(backend, device.type, query_thx.dtype, (narrowest, width), flash_package(device), _has_triton())
-    return _implementation(chosen)(query_thx, key_thx, value_thv, documents, scale)
+    chosen = _choose(backend, device.type, query_thx.dtype, (narrowest, width), flash_package(device), _has_triton(), causal)
+    return _implementation(chosen)(query_thx, key_thx, value_thv, documents, scale, causal)
 
 
 @cache
@@ -73,7 +81,9 @@ def _implementation(name: str) -> Callable[..., Tensor]:
 
 
 @cache
-def _choose(backend: str, device: str, dtype: torch.dtype, widths: tuple[int, int], package: str | None, has_triton: bool) -> str:
+def _choose(
+    backend: str, device: str, dtype: torch.dtype, widths: tuple[int, int], package: str | None, has_triton: bool, causal: bool = True
+) -> str:
     """Resolve ``auto`` and check what was asked for by name; cached, so that each decision is logged once."""
     if backend not in ("auto", "reference", "cpu", "sdpa", "flash", "flex"):
         raise ValueError(f"unknown attention backend {backend!r}; known: auto, reference, cpu, sdpa, flash, flex")
@@ -87,7 +97,8 @@ def _choose(backend: str, device: str, dtype: torch.dtype, widths: tuple[int, in
     chosen, why = (backend, "asked for") if backend != "auto" else _automatic(device, against)
     # On a GPU, whatever is not FlashAttention is slower than need be, and the reason names the cure where there is one.
     log = _LOG.warning if device == "cuda" and backend == "auto" and chosen != "flash" else _LOG.info
-    log("attention operation: %s backend on %s, %s: %s", chosen, device, str(dtype).removeprefix("torch."), why)
+    kind = "causal" if causal else "full"
+    log("attention operation, %s: %s backend on %s, %s: %s", kind, chosen, device, str(dtype).removeprefix("torch."), why)
     return chosen
 
 

@@ -28,7 +28,7 @@ class _Attention(ctypes.Structure):
     """Field by field as the C source declares it."""
 
     _fields_ = [
-        *((name, _INT) for name in ("documents", "heads", "key_width", "value_width", "threads")),
+        *((name, _INT) for name in ("documents", "heads", "key_width", "value_width", "threads", "causal")),
         ("scale", ctypes.c_float),
         *((name, _POINTER) for name in ("first", "length")),
         *((name, _LONG) for name in ("query_stride", "key_stride", "value_stride")),
@@ -41,19 +41,23 @@ def serves(query_thx: Tensor) -> bool:
     return query_thx.dtype in (torch.float32, torch.bfloat16, torch.float16) and readable(query_thx) and library() is not None
 
 
-def attention_native(query_thx: Tensor, key_thx: Tensor, value_thv: Tensor, documents: PackedDocuments, scale: float) -> Tensor:
-    """Return [T, h, v]; arguments as those of ``packed_causal_attention``, of a kind that :func:`serves` accepts."""
-    return _NativeAttention.apply(query_thx, key_thx, value_thv, documents, scale)  # type: ignore[return-value]
+def attention_native(
+    query_thx: Tensor, key_thx: Tensor, value_thv: Tensor, documents: PackedDocuments, scale: float, causal: bool = True
+) -> Tensor:
+    """Return [T, h, v]; arguments as those of ``packed_attention``, of a kind that :func:`serves` accepts."""
+    return _NativeAttention.apply(query_thx, key_thx, value_thv, documents, scale, causal)  # type: ignore[return-value]
 
 
 class _NativeAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query_thx: Tensor, key_thx: Tensor, value_thv: Tensor, documents: PackedDocuments, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, query_thx: Tensor, key_thx: Tensor, value_thv: Tensor, documents: PackedDocuments, scale: float, causal: bool
+    ) -> Tensor:
         ctx.save_for_backward(query_thx, key_thx, value_thv)
-        ctx.documents, ctx.scale = documents, scale
+        ctx.call = documents, scale, causal
         inputs = [_readable(x) for x in (query_thx, key_thx, value_thv)]
         out_thv = torch.empty(value_thv.shape)
-        _run("ms4_attention_forward", inputs, documents, scale, out=out_thv)
+        _run("ms4_attention_forward", inputs, documents, scale, causal, out=out_thv)
         return out_thv.to(value_thv.dtype)
 
     @staticmethod
@@ -63,8 +67,8 @@ class _NativeAttention(torch.autograd.Function):
         inputs = [_readable(x) for x in saved]
         grads = [torch.empty(x.shape) for x in saved]
         outputs = dict(zip(("dquery", "dkey", "dvalue"), grads, strict=True))
-        _run("ms4_attention_backward", inputs, ctx.documents, ctx.scale, dout=grad_outputs[0].float().contiguous(), **outputs)
-        return (*(grad.to(x.dtype) for grad, x in zip(grads, saved, strict=True)), None, None)
+        _run("ms4_attention_backward", inputs, *ctx.call, dout=grad_outputs[0].float().contiguous(), **outputs)
+        return (*(grad.to(x.dtype) for grad, x in zip(grads, saved, strict=True)), None, None, None)
 
 
 def _readable(x: Tensor) -> Tensor:
@@ -73,7 +77,7 @@ def _readable(x: Tensor) -> Tensor:
     return wide if wide.stride()[1:] == (wide.shape[2], 1) else wide.contiguous()
 
 
-def _run(name: str, inputs: list[Tensor], documents: PackedDocuments, scale: float, **outputs: Tensor) -> None:
+def _run(name: str, inputs: list[Tensor], documents: PackedDocuments, scale: float, causal: bool, **outputs: Tensor) -> None:
     loaded = library()
     assert loaded is not None
     query_thx, key_thx, value_thv = inputs
@@ -85,6 +89,7 @@ def _run(name: str, inputs: list[Tensor], documents: PackedDocuments, scale: flo
         key_width=query_thx.shape[2],
         value_width=value_thv.shape[2],
         threads=torch.get_num_threads(),
+        causal=causal,
         scale=scale,
         first=first_b.data_ptr(),
         length=length_b.data_ptr(),

@@ -1,6 +1,7 @@
-/* Causal attention inside the documents of a packed row, fp32, forward and backward: one (document, head) pair at a time, QUERIES queries of
-   it against the keys before them. Nothing is saved but queries, keys and values; what a block needs stays in a core's cache, the products
-   above the diagonal are never made, and every token, head and element is read and written where it lies, without copies.
+/* Attention inside the documents of a packed row, fp32, forward and backward: one (document, head) pair at a time, QUERIES queries of it
+   against the keys before them, or against all where it is not causal. Nothing is saved but queries, keys and values; what a block needs
+   stays in a core's cache, causal products above the diagonal are never made, and every token, head and element is read and written where
+   it lies, without copies.
    Called by ms4_kernels.attention.native; tested in tests/kernels/ms4_kernels/attention/test_native.py.
 
    Letters: x key width, v value width, q query, k key. */
@@ -11,7 +12,7 @@
 #define QUERIES 48 /* a multiple of TILE_ROWS; probabilities of 512 keys then take 96 KiB */
 
 typedef struct {
-    int32_t documents, heads, key_width, value_width, threads;
+    int32_t documents, heads, key_width, value_width, threads, causal;
     float scale;
     const int32_t *first, *length;               /* of each document */
     int64_t query_stride, key_stride, value_stride; /* between tokens; heads of a token follow one another */
@@ -69,14 +70,19 @@ static void softmax_row(float *row, int count) {
     for (int i = 0; i < count; i += LANES) store(row + i, load(row + i) / sum);
 }
 
-/* P of the queries first .. first + count - 1 of the document against the keys up to each. */
-static void probabilities(const Attention *call, const Workspace *w, const float *query, int first, int count) {
-    product(count, first + count, call->key_width, (Strided){query + first * call->query_stride, call->query_stride, 1},
+/* How many keys, from the first of the document, the queries up to the one before `end` see. */
+static int seen(const Attention *call, int end, int length) { return call->causal ? end : length; }
+
+/* P of the queries first .. first + count - 1 of the document against the keys that each sees. */
+static void probabilities(const Attention *call, const Workspace *w, const float *query, int first, int count, int length) {
+    int keys = seen(call, first + count, length);
+    product(count, keys, call->key_width, (Strided){query + first * call->query_stride, call->query_stride, 1},
             (Rows){w->keys, w->ld, 0}, w->probability, w->ld, call->scale, 0);
     for (int q = 0; q < count; q++) {
         float *row = w->probability + (ptrdiff_t)q * w->ld;
-        softmax_row(row, first + q + 1);
-        for (int k = (first + q + LANES) / LANES * LANES; k < first + count; k++) row[k] = 0.0f;
+        int here = seen(call, first + q + 1, length);
+        softmax_row(row, here);
+        for (int k = (here + LANES - 1) / LANES * LANES; k < keys; k++) row[k] = 0.0f;
     }
 }
 
@@ -87,8 +93,8 @@ static void forward_head(const Attention *call, Workspace *w, int first_token, i
     transpose(length, x, call->key + token * call->key_stride + head * x, call->key_stride, 0, w->keys, w->ld);
     for (int first = 0; first < length; first += QUERIES) {
         int count = length - first < QUERIES ? length - first : QUERIES;
-        probabilities(call, w, query, first, count);
-        product(count, v, first + count, (Strided){w->probability, w->ld, 1}, (Rows){value, call->value_stride, 0},
+        probabilities(call, w, query, first, count, length);
+        product(count, v, seen(call, first + count, length), (Strided){w->probability, w->ld, 1}, (Rows){value, call->value_stride, 0},
                 call->out + (token + first) * out_stride + head * v, out_stride, 1.0f, 0);
     }
 }
@@ -114,9 +120,9 @@ static void backward_head(const Attention *call, Workspace *w, int first_token, 
     /* From the last block to the first: the last one meets every key, so it can write what the others add to. */
     int blocks = (length + QUERIES - 1) / QUERIES;
     for (int block = blocks - 1; block >= 0; block--) {
-        int first = block * QUERIES, count = length - first < QUERIES ? length - first : QUERIES, keys = first + count;
-        int adds = block < blocks - 1, filled = (keys + LANES - 1) / LANES * LANES;
-        probabilities(call, w, query, first, count);
+        int first = block * QUERIES, count = length - first < QUERIES ? length - first : QUERIES;
+        int keys = seen(call, first + count, length), adds = block < blocks - 1, filled = (keys + LANES - 1) / LANES * LANES;
+        probabilities(call, w, query, first, count, length);
         for (int q = 0; q < count; q++) /* lanes behind the keys take part in sums below */
             for (int k = keys; k < filled; k++) w->gradient[(ptrdiff_t)q * w->ld + k] = w->probability[(ptrdiff_t)q * w->ld + k] = 0.0f;
         product(keys, v, count, (Strided){w->probability, 1, w->ld}, (Rows){dout + first * v_stride, v_stride, 0}, dvalue, v_stride, 1.0f,

@@ -47,6 +47,14 @@ Kind = Literal["values", "fp8", "fp4", "block scale", "scalar"]
 """What a stored tensor holds: ordinary values, FP8 codes, packed FP4 codes, e4m3 block scales, or one scale per matrix."""
 
 
+_VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.")
+
+
+def is_vision_name(name: str) -> bool:
+    """Whether one of our names is of tower, patch merger or projector."""
+    return name.startswith(_VISION_PREFIXES)
+
+
 class HfNames(StrEnum):
     """The three prefixes in which Hugging Face files name the text network."""
 
@@ -61,7 +69,7 @@ class HfNames(StrEnum):
         """The stored form of our name."""
         if self is HfNames.TEXT:
             return name
-        is_vision = name.startswith(("vision_tower.", "multi_modal_projector."))
+        is_vision = is_vision_name(name)
         if self is HfNames.DISK:
             return name if is_vision else f"language_model.{name}"
         if is_vision:

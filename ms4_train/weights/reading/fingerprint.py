@@ -1,15 +1,17 @@
-"""A cheap identity of a text model: the same for the same values, whatever the layout, files, prefixes and types they are stored in.
+"""A cheap identity of a model: the same for the same values, whatever the layout, files, prefixes and types they are stored in.
 
-SHA-256 over what the configuration computes, and every text piece's name, shape and sampled values: all of a small piece, short runs at
-fixed places of a large one, as fp32. Quantised values count as what they are in bf16, so an FP8 checkpoint and its bf16 conversion are
-one model; Hugging Face's FP8 differs from Mistral's, whose experts' scales it fused. Adapters and run state record the fingerprint, and
-are refused on another base. Exercise it: ``pytest tests/ms4_train/weights/reading/test_fingerprint.py``.
+SHA-256 over what the configuration computes, and every piece's name, shape and sampled values: all of a small piece, short runs at
+fixed places of a large one, as fp32. Text and vision have one each: an adapter of the text fits whatever sees before it. Quantised
+values count as what they are in bf16, so an FP8 checkpoint and its bf16 conversion are one model; Hugging Face's FP8 differs from
+Mistral's, whose experts' scales it fused. Adapters and run state record the text's fingerprint, and are refused on another base.
+Exercise it: ``pytest tests/ms4_train/weights/reading/test_fingerprint.py``.
 
-Not covered: a change that touches no sampled value; this is an identity, not a checksum. The vision tower does not enter.
+Not covered: a change that touches no sampled value; this is an identity, not a checksum.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -32,12 +34,14 @@ RUNS = 4
 RUN_VALUES = 64
 """A multiple of the 16 columns that share an NVFP4 block scale, so that a run needs whole blocks."""
 _VERSION = b"ms4 fingerprint 2"
+_VISION_VERSION = b"ms4 vision fingerprint 1"
+_NOT_COMPUTED = {"image_size"}  # of preprocessing
 _THREADS = 8  # on a cold disk the reads wait, and waiting is what is shared
 _BATCH = 64
 
 
 def base_fingerprint(folder: str | Path, *, family: FamilyChoice = "auto") -> str:
-    """The identity of a checkpoint's text model, as ``sha256:`` and 64 hexadecimal digits.
+    """The identity of a checkpoint's text model, as ``sha256:`` and 64 hexadecimal digits; the vision does not enter.
 
     Args:
         folder: of any public layout.
@@ -55,14 +59,32 @@ def base_fingerprint(folder: str | Path, *, family: FamilyChoice = "auto") -> st
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """The identity of an open checkpoint's text model.
+    """The identity of an open checkpoint's text model; the vision does not enter, see ``vision_fingerprint``.
 
     Raises:
         WeightsError: the checkpoint cannot be read.
     """
-    digest = hashlib.sha256(_VERSION)
-    digest.update(json.dumps(computed_constants(checkpoint.config.text), sort_keys=True).encode())
     pieces = [piece for piece in checkpoint.pieces().values() if piece.part is not Part.VISION]
+    return _identity(checkpoint, pieces, computed_constants(checkpoint.config.text), _VERSION)
+
+
+def vision_fingerprint(checkpoint: Checkpoint) -> str | None:
+    """The identity of an open checkpoint's tower, patch merger and projector; None for a text model.
+
+    Raises:
+        WeightsError: the checkpoint cannot be read.
+    """
+    vision = checkpoint.config.vision
+    if vision is None:
+        return None
+    constants = {key: value for key, value in dataclasses.asdict(vision).items() if key not in _NOT_COMPUTED}
+    pieces = [piece for piece in checkpoint.pieces().values() if piece.part is Part.VISION]
+    return _identity(checkpoint, pieces, constants | {"rope_theta": float(vision.rope_theta)}, _VISION_VERSION)
+
+
+def _identity(checkpoint: Checkpoint, pieces: list[Piece], constants: dict[str, Any], version: bytes) -> str:
+    digest = hashlib.sha256(version)
+    digest.update(json.dumps(constants, sort_keys=True).encode())
 
     def digests(batch: list[Piece]) -> list[bytes]:
         return [hashlib.sha256(_sampled(checkpoint, piece).numpy().data).digest() for piece in batch]
@@ -108,11 +130,14 @@ def _runs(numel: int) -> list[tuple[int, int]]:
 def _sampled(checkpoint: Checkpoint, piece: Piece) -> Tensor:
     """The sampled values as fp32 [samples]."""
     place = checkpoint.place(piece)
+    runs = _runs(piece.numel)
     span = checkpoint.span(piece)
-    assert span is not None, piece.name  # only vision rows are permuted
+    if span is None:  # the rows lie in another order; only vision matrices do, which are small
+        values = checkpoint.read_piece(piece)
+        assert isinstance(values, Tensor), piece.name
+        return torch.cat([values.flatten()[start:stop] for start, stop in runs]).float()
     stored = checkpoint.stored[place.values]
-    base, numel = span[1] - stored.info.start, piece.numel
-    runs = _runs(numel)
+    base = span[1] - stored.info.start
 
     def read(name: str, first: int, per_byte: int, itemsize: int = 1) -> Tensor:
         parts = [

@@ -2,9 +2,8 @@
 
 The model is built without memory, its parameters are made, and pieces are read into their places, dequantised on the way or kept as
 codes and scales; the peak is the model plus a chunk for each reading thread. With expert parallelism each process reads its own experts
-only. Exercise it: ``pytest tests/ms4_train/weights/reading/test_loading.py``.
-
-Not covered: the vision tower, whose weights are left out.
+only; tower and projector are whole everywhere. Exercise it: ``pytest tests/ms4_train/weights/reading/test_loading.py``, and
+``test_loading_vision.py`` beside it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from ms4_kernels.dispatch import Backend, runs_triton
 from ms4_kernels.quantised import Fp8Weight, Nvfp4Weight
 from ms4_train.errors import ConfigError
-from ms4_train.model import Mistral4Experts, Mistral4ForCausalLM, TextConfig
+from ms4_train.model import Mistral3ForConditionalGeneration, Mistral4Experts, Mistral4ForCausalLM, TextConfig, VisionConfig
 from ms4_train.model.quantised import put_quantised
 from ms4_train.weights.layouts.detect import FamilyChoice
 from ms4_train.weights.layouts.pieces import Part, Piece
@@ -32,6 +31,8 @@ from ms4_train.weights.reading.checkpoint import Checkpoint, Rows, open_checkpoi
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
+VisionChoice = Literal["auto", "skip"]
+"""Whether tower and projector are read where a checkpoint has them."""
 
 CHUNK_BYTES = 32 << 20
 """What a thread holds beside the model: a chunk as stored, and as it is in the model."""
@@ -48,11 +49,10 @@ def load_model(
     expert_range: Rows | None = None,
     family: FamilyChoice = "auto",
     dequantise: bool = True,
+    vision: VisionChoice = "auto",
     progress: Progress | None = None,
 ) -> Mistral4ForCausalLM:
     """Read a checkpoint of any public layout into a model on the CPU.
-
-    Vision tensors are left out, with one warning that counts them.
 
     Args:
         folder: holds weights and their configuration.
@@ -62,7 +62,11 @@ def load_model(
         expert_range: read only experts [a, b) of each layer; the model then holds those alone, and needs an exchange to run.
         family: which files to read where the folder holds Hugging Face's and Mistral's.
         dequantise: False keeps FP8 and NVFP4 weights as codes and scales, frozen; they are dequantised where they are used.
+        vision: ``skip`` leaves tower and projector out, for what never sees an image; one warning counts their tensors.
         progress: told how far the reading is.
+
+    Returns:
+        A ``Mistral3ForConditionalGeneration`` where vision is read, else the text network alone.
 
     Raises:
         ConfigError: the experts' implementation cannot run on this machine.
@@ -74,8 +78,9 @@ def load_model(
     config = checkpoint.config.text
     if expert_range is not None:
         assert 0 <= expert_range[0] < expert_range[1] <= config.n_routed_experts, expert_range
-    _warn_of_vision(checkpoint)
-    model = empty_model(config, experts_backend)
+    if vision == "skip":
+        _warn_of_vision(checkpoint)
+    model = empty_model(config, experts_backend, vision=checkpoint.config.vision if vision == "auto" else None)
     fill = _Fill(checkpoint, model, dtype, expert_range, keep_quantised=not dequantise)
     fill.read(progress)
     fill.put()
@@ -122,7 +127,7 @@ class _Fill:
         self.model = model
         self.dtype = dtype
         self.first, self.stop = expert_range or (0, checkpoint.config.text.n_routed_experts)
-        self.pieces = [piece for piece in checkpoint.pieces().values() if piece.part is not Part.VISION and self._is_mine(piece)]
+        self.pieces = [piece for piece in checkpoint.pieces().values() if self._is_mine(piece)]
         # The native layout scaled gate and up apart; Hugging Face's fused them.
         self.gate_up_groups = 1 if checkpoint.layout.is_hf else 2
         encodings: dict[str, Encoding] = {self._target(piece).parameter: checkpoint.place(piece).encoding for piece in self.pieces}
@@ -164,6 +169,8 @@ class _Fill:
                 put_quantised(self.model, name, Nvfp4Weight(kept.codes, kept.block_scale, kept.scale), self.dtype)
 
     def _is_mine(self, piece: Piece) -> bool:
+        if piece.part is Part.VISION:
+            return isinstance(self.model, Mistral3ForConditionalGeneration)
         return piece.expert is None or self.first <= piece.expert < self.stop
 
     def _target(self, piece: Piece) -> _Target:
@@ -184,20 +191,27 @@ class _Fill:
         codes = torch.empty((*shape[:-1], shape[-1] // 2), dtype=torch.uint8)
         return _Kept(codes, scale, torch.empty((*shape[:-1], shape[-1] // NVFP4_GROUP), dtype=torch.uint8))
 
-    def _disk_order(self, piece: Piece) -> tuple[Path, int]:
+    def _span(self, piece: Piece) -> tuple[Path, int, int]:
+        """File and bytes [start, stop) of a piece; a permuted one is a stored tensor of its own."""
         span = self.checkpoint.span(piece)
-        assert span is not None, piece.name  # only vision rows are permuted
-        return span[:2]
+        if span is not None:
+            return span
+        stored = self.checkpoint.stored[self.checkpoint.place(piece).values]
+        return stored.file, stored.info.start, stored.info.start + stored.num_bytes
+
+    def _disk_order(self, piece: Piece) -> tuple[Path, int]:
+        return self._span(piece)[:2]
 
     def _chunks(self, piece: Piece) -> list[Rows]:
+        if self.checkpoint.place(piece).is_permuted:
+            return [(0, piece.shape[0])]  # each read of a part would read the whole; these are small (1024 x 1024 in the release)
         row_bytes = max(1, piece.numel // piece.shape[0] * max(self.dtype.itemsize, self.checkpoint.dtype.itemsize))
         step = max(1, CHUNK_BYTES // row_bytes)
         return [(start, min(start + step, piece.shape[0])) for start in range(0, piece.shape[0], step)]
 
     def _stored_bytes(self, piece: Piece, rows: Rows) -> int:
-        span = self.checkpoint.span(piece)
-        assert span is not None
-        return (span[2] - span[1]) * (rows[1] - rows[0]) // piece.shape[0]
+        _, start, stop = self._span(piece)
+        return (stop - start) * (rows[1] - rows[0]) // piece.shape[0]
 
     def _read_chunk(self, job: tuple[Piece, Rows]) -> None:
         piece, rows = job
@@ -224,16 +238,17 @@ def _warn_of_vision(checkpoint: Checkpoint) -> None:
         _log.warning("%s: %d vision tensors are not used: no image is read. Exports carry them unchanged.", checkpoint.folder, count)
 
 
-def empty_model(config: TextConfig, experts_backend: Backend = "auto") -> Mistral4ForCausalLM:
-    """A model on the meta device: names and shapes, no memory."""
+def empty_model(config: TextConfig, experts_backend: Backend = "auto", *, vision: VisionConfig | None = None) -> Mistral4ForCausalLM:
+    """A model on the meta device, with ``vision`` the whole one: names and shapes, no memory."""
     with torch.device("meta"):
+        if vision is not None:
+            return Mistral3ForConditionalGeneration(config, vision, experts_backend=experts_backend)
         return Mistral4ForCausalLM(config, experts_backend=experts_backend)
 
 
-def expected_shapes(config: TextConfig, model: nn.Module | None = None) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every full tensor that a text checkpoint of ``config`` holds under our names."""
-    model = model if model is not None else empty_model(config)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+def expected_shapes(config: TextConfig, vision: VisionConfig | None = None) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every full tensor that a checkpoint holds under our names: of the text, then of the vision."""
+    return {name: tuple(parameter.shape) for name, parameter in empty_model(config, vision=vision).named_parameters()}
 
 
 def put_parameter(model: nn.Module, name: str, tensor: Tensor) -> None:

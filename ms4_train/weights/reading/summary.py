@@ -22,7 +22,7 @@ from ms4_train.weights.layouts.pieces import ModelConfig
 from ms4_train.weights.layouts.tables import HfNames, Layout
 from ms4_train.weights.reading.checkpoint import Checkpoint, check_declared, table_of
 from ms4_train.weights.reading.evidence import is_extra, is_vision, weigh_evidence
-from ms4_train.weights.reading.fingerprint import fingerprint
+from ms4_train.weights.reading.fingerprint import fingerprint, vision_fingerprint
 from ms4_train.weights.reading.header_check import READABLE, HeaderCheck, Mismatch, fits
 from ms4_train.weights.reading.scalars import read_scalars
 from ms4_train.weights.reading.stored_files import OpenFiles, StoredTensor, locate
@@ -58,7 +58,8 @@ class Inspection:
         vision_tensors: stored.
         companions: names of the files beside weights, configuration and sums.
         skipped: stored tensors that hold no weight.
-        fingerprint: None where there are problems.
+        fingerprint: of the text; None where there are problems.
+        vision_fingerprint: None where there are problems, or no vision.
         problems: one sentence each, with file, tensor and fix.
     """
 
@@ -85,6 +86,7 @@ class Inspection:
     companions: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     fingerprint: str | None = None
+    vision_fingerprint: str | None = None
     problems: list[str] = field(default_factory=list)
 
     def note(self, error: MS4Error) -> None:
@@ -193,5 +195,6 @@ def _check(folder: Path, family: Family, stored: dict[str, StoredTensor], found:
         checkpoint = Checkpoint(folder, family, table, stored, found.skipped, values, files)
         try:
             found.fingerprint = fingerprint(checkpoint)
+            found.vision_fingerprint = vision_fingerprint(checkpoint)
         except MS4Error as error:
             found.note(error)

@@ -9,14 +9,14 @@ from ms4_train.adapters import adapter_tensors, attach
 from ms4_train.adapters.peft_format import (
     from_peft,
     is_adapter_name,
-    pack_a,
-    pack_b,
+    is_vision_name,
+    outer_name,
+    own_name,
     stored_modules,
     stored_name,
     to_peft,
-    unpack_a,
-    unpack_b,
 )
+from ms4_train.adapters.stack_layout import pack_a, pack_b
 from ms4_train.errors import AdapterError
 from ms4_train.weights.reading.loading import expected_shapes
 
@@ -59,13 +59,6 @@ def test_packed_stack_gives_peft_the_same_delta():
         assert torch.allclose(wrapper.get_delta_weight("default"), 7 / 3 * torch.einsum("eor,eri->eoi", b_eor, a_eri), atol=1e-6)
 
 
-def test_packing_is_undone_exactly():
-    a_eri, b_eor = torch.randn(EXPERTS, 3, 5), torch.randn(EXPERTS, 7, 3)
-    assert torch.equal(unpack_a(pack_a(a_eri), EXPERTS), a_eri)
-    assert torch.equal(unpack_b(pack_b(b_eor), EXPERTS), b_eor)
-    assert pack_b(b_eor)[2, 1 * EXPERTS + 4] == b_eor[4, 2, 1]  # neighbouring columns are neighbouring experts
-
-
 def test_both_directions_are_inverse():
     tensors = adapter_tensors(adapted())
     stored = to_peft(tensors)
@@ -94,3 +87,21 @@ def test_parameter_under_two_names_is_refused():
     stored = {f"base_model.model.model.{tail}": torch.zeros(1), f"base_model.model.model.language_model.{tail}": torch.zeros(1)}
     with pytest.raises(AdapterError, match="stored twice"):
         from_peft(stored, stacks=set(), num_experts=EXPERTS)
+
+
+@pytest.mark.parametrize(
+    ("ours", "outer"),
+    [
+        ("model.layers.3.self_attn.o_proj", "model.language_model.layers.3.self_attn.o_proj"),
+        ("model.embed_tokens", "model.language_model.embed_tokens"),
+        ("vision_tower.transformer.layers.0.attention.q_proj", "model.vision_tower.transformer.layers.0.attention.q_proj"),
+        ("multi_modal_projector", "model.multi_modal_projector"),
+        ("lm_head", "lm_head"),
+    ],
+)
+def test_names_of_the_whole_model(ours, outer):
+    assert outer_name(ours, whole_model=True) == outer
+    assert outer_name(ours, whole_model=False) == ours
+    for stored in (ours, outer):
+        assert own_name(f"base_model.model.{stored}") == ours
+    assert is_vision_name(ours) == ("vision" in ours or "modal" in ours)

@@ -28,6 +28,9 @@ def test_every_id_is_the_tag_it_is_named_after() -> None:
         "end_think": "[/THINK]",
         "begin_settings": "[MODEL_SETTINGS]",
         "end_settings": "[/MODEL_SETTINGS]",
+        "img": "[IMG]",
+        "img_break": "[IMG_BREAK]",
+        "img_end": "[IMG_END]",
     }
 
 

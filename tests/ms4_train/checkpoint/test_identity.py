@@ -2,8 +2,8 @@
 
 import pytest
 
-from ms4_train.checkpoint.identity import FREE_TRAINING_KEYS, check_same_run, differing_keys, run_identity
-from ms4_train.config.schema import SftRun, TrainingSection
+from ms4_train.checkpoint.identity import FREE_IMAGE_KEYS, FREE_TRAINING_KEYS, check_same_run, differing_keys, run_identity
+from ms4_train.config.schema import ImagesSection, SftRun, TrainingSection
 from ms4_train.errors import CheckpointError
 
 BASE = {
@@ -37,6 +37,14 @@ def test_how_quantised_weights_are_held_is_no_part_of_a_run():
         assert identity(changed("model", dequantize=dequantize)) == identity()
 
 
+def test_how_images_are_decoded_is_no_part_of_a_run():
+    """Runs from before the keys for images have none of them, and go on."""
+    assert "images" not in str(identity()["locked"]["data"])
+    for free in ({"workers": 7}, {"decode_seconds": 1.5}):
+        assert identity(changed("data", images=free)) == identity()
+    assert set(ImagesSection.model_fields) >= FREE_IMAGE_KEYS
+
+
 @pytest.mark.parametrize(
     ("current", "key"),
     [
@@ -46,6 +54,8 @@ def test_how_quantised_weights_are_held_is_no_part_of_a_run():
         (identity(changed("data", train=[{"path": "a.jsonl"}, {"path": "c.jsonl", "weight": 2.0}])), r"data.train\[1\].path"),
         (identity(changed("data", train=[{"path": "a.jsonl"}])), r"data.train\[1\]"),
         (identity(changed("data", max_length=64)), "data.max_length"),
+        (identity(changed("data", images={"root": "pictures"})), r"data.images \(was absent, is a section\)"),
+        (identity(changed("data", train=[{"path": "a.jsonl", "fields": {"images": "photos"}}, BASE["data"]["train"][1]])), "fields.images"),
         (identity(changed("adapter", r=16)), r"adapter.r \(was 8, is 16\)"),
         (identity({"adapter": None}), r"differ: adapter \(was a section, is null\)\."),
         (identity({"seed": 4}), "seed"),

@@ -6,6 +6,7 @@ import json
 
 import jsonschema
 import pytest
+from support.axolotl_files import write_axolotl
 from typer.testing import CliRunner
 
 from ms4_train.cli.main import app
@@ -49,3 +50,23 @@ def test_schema(tmp_path):
     assert invoke("schema", "--out", out).output == f"wrote {out}\n"
     assert json.loads(out.read_text()) == printed
     assert isinstance(invoke("schema", "--recipe", "dpo").exception, ConfigError)
+
+
+def test_import_axolotl_prints_a_run_file_and_reports_beside_it(tmp_path):
+    source = write_axolotl(tmp_path, "qlora-text")
+    printed = invoke("import-axolotl", source)
+    (tmp_path / "printed.yaml").write_text(printed.stdout)
+    assert load_run(tmp_path / "printed.yaml").adapter.r == 32
+    assert "lora_r " in printed.stderr
+    assert "-> adapter.r " in printed.stderr
+    assert "36 of 180 modules" in " ".join(printed.stderr.split())
+    out = tmp_path / "run.yaml"
+    written = invoke("import-axolotl", source, "--out", out)
+    assert (written.stdout, written.stderr) == (f"wrote {out}\n", printed.stderr)
+    assert out.read_text() == printed.stdout
+
+
+def test_import_axolotl_of_something_else(tmp_path):
+    (tmp_path / "x.yml").write_text("learning_rate: 1\n")
+    assert isinstance(invoke("import-axolotl", tmp_path / "x.yml").exception, ConfigError)
+    assert invoke("import-axolotl", tmp_path / "absent.yml").exit_code == 1

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support.image_rows import broken_png, mixed_file
 from support.rows import arithmetic_rows, chat, write_rows
 from support.tokenizers import tokenizer_file
 from typer.testing import CliRunner
@@ -128,3 +129,18 @@ def test_user_errors_are_typed(arguments: list[str], tmp_path: Path, monkeypatch
 def test_help_shows_examples() -> None:
     for command in ("preview", "check", "arithmetic"):
         assert f"ms4 data {command}" in RUNNER.invoke(app, [command, "--help"]).output
+
+
+def test_images_are_shown_and_counted(tmp_path: Path) -> None:
+    path = mixed_file(tmp_path, 4)
+    shown = RUNNER.invoke(app, ["preview", str(path), *TOKENIZER]).output
+    assert f"{path}:1: mode none, " in shown
+    assert "images: 2, " in shown
+    assert "«image of 28 x 28 pixels: 2 tokens»" in shown
+    checked = RUNNER.invoke(app, ["check", str(path), *TOKENIZER])
+    assert checked.exit_code == 0, checked.output
+    assert f"{path}: images: 3, of " in checked.output
+    (tmp_path / "pictures" / "20.png").write_bytes(broken_png())
+    checked = RUNNER.invoke(app, ["check", str(path), *TOKENIZER])
+    assert checked.exit_code == 2
+    assert f"{path}:3: bad-image: image 1 ({tmp_path}/pictures/20.png) cannot be decoded" in checked.output

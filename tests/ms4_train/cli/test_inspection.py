@@ -37,7 +37,14 @@ def test_every_layout_in_words_numbers_and_json(tmp_path, make, words):
     assert words in shown
     assert f"{sum(tensor.nbytes for tensor in stored.values()):,} bytes" in shown
     assert f"{len(stored):,} tensors" in shown
-    for text in ("2 of width 64", "8 of width 32, 2 per token + 1 shared", "2 layers of width 32", "tekken.json", "SYSTEM_PROMPT.txt"):
+    for text in (
+        "2 of width 64",
+        "8 of width 32, 2 per token + 1 shared",
+        "2 layers of width 32",
+        "2 x 2 patches",
+        "tekken.json",
+        "SYSTEM_PROMPT.txt",
+    ):
         assert text in shown, text
     assert "there is no SHA256SUMS" in shown
     assert "nothing is missing or wrong" in shown
@@ -51,6 +58,7 @@ def test_every_layout_in_words_numbers_and_json(tmp_path, make, words):
     assert content["parameters"] == content["text_parameters"] + content["vision_parameters"]
     assert content["softmax_scale_decided_by"]
     assert content["fingerprint"] in "".join(shown.split())
+    assert content["vision_fingerprint"] in "".join(shown.split())
     assert f"{found.parameters:,} parameters" in short_inspection(found)
 
 

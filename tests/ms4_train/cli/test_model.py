@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.checkpoints import full_section, our_logits, randomise, relative_error, saved_tiny
 from typer.testing import CliRunner
 
@@ -22,7 +23,7 @@ def run(*arguments):
     return result
 
 
-@pytest.mark.parametrize("command", ["init", "merge", "tokenizer"])
+@pytest.mark.parametrize("command", ["init", "add-vision", "merge", "tokenizer"])
 def test_help_shows_examples(command):
     result = run(command, "--help")
     assert result.exit_code == 0
@@ -47,6 +48,26 @@ def test_tokenizer_then_model(tmp_path):
     ):
         assert text in result.output
     assert base_fingerprint(tmp_path / "m") in "".join(result.output.split())
+
+
+def test_a_text_model_is_given_eyes(tmp_path):
+    """Fresh in one step, or added to a text model: the same checkpoint for the same seed, but for the matrix that adding leaves at zero."""
+    tekken = tmp_path / "tekken.json"
+    run("tokenizer", tekken, "--ranks", 300)
+    tiny_vision = TINY.with_name("tiny-vision.yaml")
+    run("init", TINY, tmp_path / "base", "--seed", 3, "--tokenizer", tekken)
+    result = run("add-vision", tmp_path / "base", tmp_path / "seeing", "--vision", tiny_vision, "--seed", 3)
+    assert result.exit_code == 0
+    for text in ("vision 160,896", "2 layers of width 64", "names as in the public repository", "nothing is missing"):
+        assert text in result.output, text
+    run("init", tiny_vision, tmp_path / "fresh", "--seed", 3, "--tokenizer", tekken)
+    added, fresh = (load_file(tmp_path / name / "model.safetensors") for name in ("seeing", "fresh"))
+    assert added.keys() == fresh.keys()
+    assert [name for name in fresh if not torch.equal(added[name], fresh[name])] == ["multi_modal_projector.linear_2.weight"]
+    for name in ("config.json", "tekken.json"):
+        assert (tmp_path / "seeing" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes(), name
+    with pytest.raises(StorageError, match="choose another folder"):
+        run("add-vision", tmp_path / "base", tmp_path / "seeing", "--vision", tiny_vision)
 
 
 def test_merge_gives_the_adapted_model(tmp_path):
@@ -82,6 +103,7 @@ def test_merge_gives_the_adapted_model(tmp_path):
         (["init", TINY, "{tmp}/m", "--tokenizer", "{tmp}/none.json"], MS4Error, "none.json"),
         (["init", Path(TINY).with_name("mistral-small-4.yaml"), "/proc/ms4"], StorageError, "/proc/ms4"),
         (["merge", "{tmp}/nowhere", "{tmp}", "{tmp}/out"], WeightsError, "nowhere"),
+        (["add-vision", "{tmp}/nowhere", "{tmp}/out", "--vision", TINY.with_name("tiny-vision.yaml")], WeightsError, "nowhere"),
         (["tokenizer", "{tmp}/tekken.json", "--ranks", "3"], MS4Error, "3 ranks"),
         (["tokenizer", "{tmp}/other.json"], MS4Error, "tekken"),
     ],

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from ms4_train.config import evaluation, schema
-from ms4_train.config.schema import AdapterSection, Section, TrainingSection
+from ms4_train.config.schema import PRESETS, AdapterSection, Section, TrainingSection
 
 SECTIONS = [
     value
@@ -62,3 +62,48 @@ def test_dropout_and_stacked_experts_exclude_each_other():
 def test_what_null_means_for_quantised_weights_is_the_programs_to_say(key, default, expected):
     section = schema.ModelSection.model_validate({"path": "x", "dequantize": key})
     assert section.dequantizes(default=default) is expected
+
+
+def test_preset_becomes_its_targets_and_excludes_others():
+    section = AdapterSection(preset="vision")
+    assert (section.target_modules, section.target_parameters) == tuple(map(list, PRESETS["vision"]))
+    assert AdapterSection(**section.model_dump()) == section  # a resolved file reads back
+    for key in ("target_modules", "target_parameters"):
+        with pytest.raises(ValidationError, match=f"preset vision and {key} exclude each other"):
+            AdapterSection(preset="vision", **{key: ["mlp.experts.down_proj"]})
+    with pytest.raises(ValidationError, match="attention"):
+        AdapterSection(preset="everything")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"use_dora": True, "preset": "language"}, "use_dora must be false.*stacked experts"),
+        ({"lora_dropout": 0.1, "preset": "attention+experts"}, "lora_dropout must be 0"),
+        ({"init_lora_weights": "eva"}, "eva is not offered: it is computed from training data"),
+        ({"init_lora_weights": "corda"}, "training data"),
+        ({"init_lora_weights": "loftq"}, "quantises the base"),
+        ({"init_lora_weights": "mica"}, "keeps B frozen"),
+        ({"init_lora_weights": "pissa_niter_x"}, "pattern"),
+        ({"init_lora_weights": "pissa", "preset": "all"}, "not computed for target_parameters"),
+        ({"init_lora_weights": "orthogonal", "preset": "all"}, "not for stacked experts"),
+        ({"init_lora_weights": "orthogonal", "r": 3}, "even ranks"),
+        ({"init_lora_weights": "orthogonal", "rank_pattern": {"o_proj": 5}}, "even ranks"),
+        ({"rank_pattern": {r"layers\.\d+\.o_proj": 4}}, "expressions are not evaluated"),
+        ({"alpha_pattern": {"(a+)+": 4}}, "expressions are not evaluated"),
+        ({"alpha_pattern": {"o_proj": 0}}, "greater than 0"),
+    ],
+)
+def test_adapter_options_that_cannot_be_computed_are_refused_with_the_reason(values, words):
+    with pytest.raises(ValidationError, match=words):
+        AdapterSection(**values)
+
+
+def test_starts():
+    assert AdapterSection(init_lora_weights=True).init_lora_weights == "default"  # type: ignore[arg-type]
+    assert [AdapterSection(init_lora_weights=start).changes_base for start in ("gaussian", "pissa", "pissa_niter_16", "olora")] == [
+        False,
+        True,
+        True,
+        True,
+    ]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
+from support.image_rows import png
 from support.rows import tool_row
 from support.tokenizers import tiny_tokenizer
 
@@ -12,6 +16,8 @@ from ms4_train.chat import read_row
 from ms4_train.data import NO_LOSS
 from ms4_train.data.batch import filler_batch, make_batch
 from ms4_train.data.rows import Document
+from ms4_train.model import ImageBatch
+from ms4_train.untrusted import inspect_image
 
 
 def document(row_id: str, tokens: list[int], mask: list[int]) -> Document:
@@ -47,3 +53,14 @@ def test_the_loss_is_that_of_the_trained_tokens_alone() -> None:
 def test_filler_has_no_loss() -> None:
     batch = filler_batch(1, 2)
     assert (batch.input_ids_t.tolist(), batch.target_ids_t.tolist(), batch.num_trained) == ([1, 2], [NO_LOSS] * 2, 0)
+
+
+def test_images_are_those_of_the_documents() -> None:
+    image = inspect_image(png(0))
+    seeing = replace(document("a:1", [1, 10, 2], [0, 0, 1]), images=(image,))
+    pixels = ImageBatch(torch.zeros(4, 588), ((2, 2),))
+    assert make_batch([seeing], pixels).images is pixels
+    assert make_batch([document("a:1", [1, 10, 2], [0, 0, 1])]).images is None
+    for documents, images in (([seeing], None), ([seeing, seeing], pixels)):
+        with pytest.raises(AssertionError):
+            make_batch(documents, images)

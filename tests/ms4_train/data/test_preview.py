@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from support.image_rows import image_chat, png
+from support.images import data_url
 from support.rows import chat, tool_row
 from support.tokenizers import tiny_tokenizer
 
 from ms4_train.chat import read_row
 from ms4_train.data.preview import MASKED_STYLE, SPECIAL_MASKED_STYLE, SPECIAL_TRAINED_STYLE, TRAINED_STYLE, legend, render_row, visible
+from ms4_train.untrusted import ImageReader
 
 
 def test_brackets_mark_what_is_trained() -> None:
@@ -44,3 +47,20 @@ def test_markup_in_rows_is_text() -> None:
 def test_legend_explains_the_marks() -> None:
     assert "⟦trained⟧" in legend(colour=False).plain
     assert TRAINED_STYLE in [str(span.style) for span in legend(colour=True).spans]
+
+
+def test_an_image_is_one_mark_with_its_size() -> None:
+    tokenizer = tiny_tokenizer()
+    url = {"type": "image_url", "image_url": {"url": data_url(png(1))}}
+    other = {"type": "image_url", "image_url": {"url": data_url(png(2))}}
+    row = read_row(image_chat("which?", "a", url, other), images=ImageReader())
+    encoded = tokenizer.encode_row(row)
+    for colour in (False, True):
+        plain = render_row(encoded, tokenizer, colour=colour).plain
+        first, second = "image of 60 x 30 pixels: 8 tokens", "image of 30 x 85 pixels: 12 tokens"
+        assert first in plain
+        assert plain.index(first) < plain.index(second) < plain.index("which?")
+        assert "[IMG]" not in plain
+    assert f"«{first}»«{second}»which?" in render_row(encoded, tokenizer, colour=False).plain
+    # The tokens that the marks stand for: rows of cells, each with its break.
+    assert sum(token in (10, 12, 13) for token in encoded.token_ids) == 8 + 12

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.image_rows import png
 from support.rows import arithmetic_rows, tool_row, write_rows
+from support.tokenizers import tiny_tokenizer
 
-from ms4_train.config.schema import DatasetSource
+from ms4_train.config.schema import DataSection, DatasetSource, FieldMap
+from ms4_train.data.pipeline import RowPipeline
 from ms4_train.data.sources import is_local_file, iter_rows
 from ms4_train.errors import DataError, MS4Error, UntrustedInputError
 
@@ -110,3 +113,51 @@ def test_missing_and_unreadable_sources(tmp_path: Path) -> None:
 def test_hub_keys_on_local_files_are_refused(tmp_path: Path, fields: dict[str, str]) -> None:
     with pytest.raises(DataError, match="hub"):
         read(write_rows(tmp_path / "a.jsonl", ROWS), **fields)
+
+
+def image_table(path: Path, *, declared: bool) -> Path:
+    """Two rows with an ``images`` column of two images and one; ``declared``: as the ``Image`` feature of ``datasets``."""
+    import datasets
+    import pyarrow.parquet
+
+    def turns(count: int) -> list[dict[str, Any]]:
+        parts = [{"type": "image", "text": None}] * count + [{"type": "text", "text": "what?"}]
+        return [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "that"}]}]
+
+    struct = [[{"bytes": png(seed), "path": None} for seed in seeds] for seeds in ((0, 1), (2,))]
+    rows = [{"messages": turns(len(images)), "pictures": images} for images in struct]
+    if declared:
+        table = datasets.Dataset.from_list(rows).cast_column("pictures", datasets.List(datasets.Image()))
+        table.to_parquet(path)
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_images_of_parquet_files_stay_encoded(tmp_path: Path, declared: bool) -> None:
+    import datasets
+
+    path = image_table(tmp_path / "a.parquet", declared=declared)
+    rows = read(path)
+    assert [[image["bytes"] for image in value["pictures"]] for _, value in rows] == [[png(0), png(1)], [png(2)]]
+    source = DatasetSource(path=str(path), fields=FieldMap(images="pictures"))
+    pipeline = RowPipeline(source, DataSection(train=[source]), tiny_tokenizer())
+    outcomes = [pipeline.process(raw) for raw in iter_rows(source)]
+    assert [outcome.fault for outcome in outcomes] == [None, None]
+    assert [[image.data for image in outcome.images] for outcome in outcomes] == [[png(0), png(1)], [png(2)]]
+    if declared:
+        # Negative control: left alone, the library hands out decoded pictures.
+        plain: Any = datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        assert not isinstance(next(iter(plain))["pictures"][0], dict)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_of_a_data_set_by_name_stay_encoded(tmp_path: Path, streaming: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    image_table(tmp_path / "set" / "train.parquet", declared=True)
+    rows = read(tmp_path / "set", streaming=streaming)
+    assert [[image["bytes"] for image in value["pictures"]] for _, value in rows] == [[png(0), png(1)], [png(2)]]

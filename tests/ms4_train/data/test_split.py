@@ -40,3 +40,10 @@ def test_the_split_of_known_rows_never_changes() -> None:
 
 
 HELD_OUT = [8, 9, 13, 20, 21, 24]
+
+
+def test_the_images_of_a_row_belong_to_its_question() -> None:
+    row = read_row(chat("what is this?", "a"))
+    sides = [is_held_out(row, 0.5, [f"{number:032x}"]) for number in range(200)]
+    assert 70 < sum(sides) < 130
+    assert len({is_held_out(row, 0.5) for _ in range(3)}) == 1

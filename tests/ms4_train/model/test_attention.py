@@ -11,7 +11,7 @@ from support.models import tiny_config
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ms4_kernels.attention import packed_causal_attention
+from ms4_kernels.attention import packed_attention
 from ms4_train.model import DenseLatentCache, RopeParameters, SequenceLayout
 from ms4_train.model import attention as attention_module
 from ms4_train.model.attention import Mistral4Attention
@@ -179,7 +179,7 @@ def test_memory_is_linear_in_the_tokens(name, lengths):
 
 
 def test_the_memory_check_sees_a_quadratic_kernel(monkeypatch):
-    monkeypatch.setattr(attention_module, "packed_causal_attention", partial(packed_causal_attention, backend="reference"))
+    monkeypatch.setattr(attention_module, "packed_attention", partial(packed_attention, backend="reference"))
     config = CONFIGS["equal widths"]
     attention = make_attention(config).float()
     with LargestTensor() as watch:

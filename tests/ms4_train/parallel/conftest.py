@@ -10,8 +10,8 @@ from support.distributed import run_ranks
 
 HERE = Path(__file__).parent
 DEEPSPEED_CHECKS = (
-    "full resume lora frozen_experts checkpointing stage_1 stage_3 stage_3_lora quantised stage_3_quantised "
-    "bf16 bf16_stage_1 data_parallel without_marks not_finite environment"
+    "full resume lora frozen_experts checkpointing stage_1 stage_3 stage_3_lora stage_3_targets quantised stage_3_quantised "
+    "bf16 bf16_stage_1 data_parallel vision stage_3_vision stage_3_frozen_vision without_marks not_finite environment"
 )
 
 

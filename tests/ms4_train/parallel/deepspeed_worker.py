@@ -24,6 +24,7 @@ from support.parallel_runs import (
     run_steps,
     same_bits,
     small_model,
+    small_multimodal,
     stored_state,
 )
 from support.quantised_models import quantised_tiny
@@ -38,9 +39,12 @@ ATTENTION = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
-def build(mesh, *, stage=2, dtype=torch.float32, adapter=None, checkpointing=False, quantised=False):
+def build(mesh, *, stage=2, dtype=torch.float32, adapter=None, checkpointing=False, quantised=False, vision=False):
     """(engine on all ranks, its model, engine of one process, its model), from equal weights."""
-    model = quantised_tiny("fp8", small_model().config, dtype=dtype).train() if quantised else small_model(dtype)
+    if vision:
+        model = small_multimodal()
+    else:
+        model = quantised_tiny("fp8", small_model().config, dtype=dtype).train() if quantised else small_model(dtype)
     if adapter is not None:
         from ms4_train.adapters import attach
 
@@ -115,6 +119,14 @@ def check_stage_3_lora(mesh, folder):
         return with_resume(mesh, *compared(mesh, 2, stage=3, adapter=adapter), stage=3, adapter=adapter)
 
 
+def check_stage_3_targets(mesh, folder):
+    """Embedding, head, routers, a norm trained whole: base weights and adapters are gathered where they are read."""
+    targets = {"target_modules": ["lm_head", "embed_tokens"], "target_parameters": ["mlp.gate.weight"], "modules_to_save": ["model.norm"]}
+    adapter = AdapterSection(**RANK, **targets)
+    with everything_partitioned():
+        return compared(mesh, 2, stage=3, adapter=adapter)[0]
+
+
 def check_quantised(mesh, folder):
     return compared(mesh, 2, quantised=True, adapter=AdapterSection(**RANK, target_modules=ATTENTION, target_parameters=EXPERTS))[0]
 
@@ -123,6 +135,23 @@ def check_stage_3_quantised(mesh, folder):
     with everything_partitioned():
         adapter = AdapterSection(**RANK, target_modules=ATTENTION, target_parameters=EXPERTS)
         return compared(mesh, 2, stage=3, quantised=True, adapter=adapter)[0]
+
+
+def check_vision(mesh, folder):
+    """One rank of two sees an image; both must exchange gradients of the tower all the same."""
+    return compared(mesh, 2, vision=True)[0]
+
+
+def check_stage_3_vision(mesh, folder):
+    with everything_partitioned():
+        return compared(mesh, 2, stage=3, vision=True, checkpointing=True)[0]
+
+
+def check_stage_3_frozen_vision(mesh, folder):
+    """Frozen weights are gathered too, by all ranks or none."""
+    adapter = AdapterSection(**RANK, target_modules=ATTENTION, target_parameters=EXPERTS)
+    with everything_partitioned():
+        return compared(mesh, 2, stage=3, vision=True, adapter=adapter)[0]
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ def test_lora_on_attention_and_experts_equals_one_process_over_five_steps(deepsp
 
 @pytest.mark.parametrize(
     "check",
-    ["resume", "stage_1", "stage_3", "stage_3_lora", "quantised", "stage_3_quantised", "checkpointing", "data_parallel"],
+    ["resume", "stage_1", "stage_3", "stage_3_lora", "stage_3_targets", "quantised", "stage_3_quantised", "checkpointing", "data_parallel"],
 )
 def test_other_layouts_equal_one_process(deepspeed_report, check):
     for report in deepspeed_report:
@@ -50,6 +50,13 @@ def test_stage_3_holds_no_parameter_whole_between_steps(deepspeed_report):
 def test_four_ranks_that_hold_each_expert_twice(four_rank_report):
     for report in four_rank_report:
         _assert_close(report["resume"])
+
+
+@pytest.mark.parametrize("check", ["vision", "stage_3_vision", "stage_3_frozen_vision"])
+def test_images_on_one_rank_only(deepspeed_report, check):
+    """A rank without images sends a blank cell through tower and projector; without that, stage 3 would wait for it for ever."""
+    for report in deepspeed_report:
+        _assert_close(report[check])
 
 
 @pytest.mark.parametrize("check", ["bf16", "bf16_stage_1"])

@@ -2,6 +2,7 @@
 
 import pytest
 from support.models import tiny_model
+from support.multimodal import tiny_multimodal
 from support.quantised_models import quantised_tiny
 
 from ms4_train.adapters import attach
@@ -40,6 +41,16 @@ def test_adapter_lists_matched_modules():
     assert "o_proj                 2 modules" in shown
     assert "mlp.experts.down_proj  2 modules" in shown
     assert f"{attached.trainable:,} of {attached.total:,} parameters" in shown
+
+
+def test_modules_of_the_vision_and_those_trained_whole_are_told_apart():
+    model = tiny_multimodal()
+    section = AdapterSection(r=2, target_modules=["o_proj", "q_proj"], target_parameters=["mlp.gate.weight"], modules_to_save=["lm_head"])
+    shown = "\n".join(lines(model, attach(model, section)))
+    assert "o_proj (2 of them in the vision)  4 modules" in shown
+    assert "q_proj                            2 modules" in shown
+    assert "mlp.gate.weight                   2 modules" in shown
+    assert "lm_head, trained whole             1 module " in shown
 
 
 def test_quantised_weights_are_counted():

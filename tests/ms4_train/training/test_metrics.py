@@ -1,14 +1,18 @@
 """Operations against closed forms and torch's own counter; router load by hand."""
 
+from functools import partial
+
 import pytest
 import torch
 from support.models import tiny_config, tiny_model
+from support.multimodal import image_batch, random_pixels, tiny_multimodal
 from support.quantised_models import KINDS, dequantised_twin, quantised_tiny
 from torch.utils.flop_counter import FlopCounterMode
 
+from ms4_kernels.attention import packed_attention
 from ms4_train.adapters import attach
 from ms4_train.config.schema import AdapterSection
-from ms4_train.model import Mistral4ForCausalLM, SequenceLayout, TextConfig
+from ms4_train.model import Mistral3ForConditionalGeneration, Mistral4ForCausalLM, SequenceLayout, TextConfig, VisionConfig
 from ms4_train.training.metrics import ExpertCounter, FlopCounter, Speedometer, peak_flops, router_load
 
 
@@ -60,6 +64,42 @@ def test_frozen_parts_cost_two_thirds():
     full = FlopCounter.of_model(model)
     model.requires_grad_(False)
     assert FlopCounter.of_model(model).per_token == pytest.approx(full.per_token * 4 / 6)
+
+
+def test_release_has_its_vision_parameters():
+    with torch.device("meta"):
+        model = Mistral3ForConditionalGeneration(TextConfig(), VisionConfig())
+        counter, text = FlopCounter.of_model(model), FlopCounter.of_model(Mistral4ForCausalLM(TextConfig()))
+    assert counter.vision is not None
+    assert (counter.per_token, counter.per_trained_token, counter.per_attention_pair) == (
+        text.per_token,
+        text.per_trained_token,
+        text.per_attention_pair,
+    )
+    norms, pixels = 1024 * 49, 3 * 14 * 14 * 1024  # spec section 1.3; the gradient of pixels is not wanted
+    assert counter.vision.per_patch == 6 * (403_305_472 - norms) - 2 * pixels
+    assert counter.vision.per_image_token == 6 * (25_166_848 - 1024)
+    assert counter.vision.per_patch_pair == 6 * 24 * 16 * (64 + 64)
+
+
+@pytest.mark.parametrize("trained", ["all", "projector", "text"])
+def test_vision_products_equal_torchs_own_count(trained, monkeypatch):
+    """Every product of tower and projector, attention's too: the reference's, of one image, are what torch's counter sees."""
+    monkeypatch.setattr("ms4_train.model.vision.packed_attention", partial(packed_attention, backend="reference"))
+    monkeypatch.setattr("ms4_kernels.native.linear.library", lambda: None)
+    model = tiny_multimodal(tiny_config(n_routed_experts=2, num_experts_per_tok=2))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained == "all" or name.startswith({"projector": "multi_modal", "text": "model."}[trained]))
+    images = image_batch(random_pixels([(6, 5)], model.vision_config), model.vision_config)
+    with FlopCounterMode(display=False) as counted:
+        features = model.image_features(images)
+        if features.requires_grad:
+            features.sum().backward()
+    counter = FlopCounter.of_model(model)
+    assert counter.vision is not None
+    assert counter.vision.count(images) == pytest.approx(counted.get_total_flops(), rel=1e-6)
+    counts = {"tokens": 40, "trained_tokens": 9, "lengths": (40,)}
+    assert counter.count(**counts, images=images) == counter.count(**counts) + counter.vision.count(images)
 
 
 def test_router_load():

@@ -1,4 +1,7 @@
-"""What a written model takes along from its base: vision weights bit for bit, and a folder that transformers loads as multimodal."""
+"""What a written model takes along from its base: vision weights bit for bit, and a folder that transformers loads as multimodal.
+
+Vision that was trained, and vision without a base: ``test_writer_multimodal.py``.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from support.layouts import both_folder, hf_folder, hf_fp8_folder, native_folder
 from ms4_train.errors import UntrustedInputError, WeightsError
 from ms4_train.weights import folder, load_model, open_checkpoint, save_model, writer
 from ms4_train.weights.convert import convert
+from ms4_train.weights.reading.loading import VisionChoice
 from ms4_train.weights.scales_file import find_scales
 
 BASES = {
@@ -38,13 +42,14 @@ def stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.parametrize("read", ["auto", "skip"])
 @pytest.mark.parametrize("name", BASES)
-def test_vision_goes_along_from_every_layout(tmp_path: Path, name: str) -> None:
+def test_vision_goes_along_from_every_layout(tmp_path: Path, name: str, read: VisionChoice) -> None:
     """Compared with the pieces that the base's files were made of, and with transformers' own loading and logits."""
     from transformers import Mistral3ForConditionalGeneration
 
     BASES[name](tmp_path / "base")
-    model = load_model(tmp_path / "base", dtype=torch.float32)
+    model = load_model(tmp_path / "base", dtype=torch.float32, vision=read)
     save_model(model.state_dict(), tmp_path / "out", config=model.config, base=open_checkpoint(tmp_path / "base"), max_shard_bytes=200_000)
     written = stored_tensors(tmp_path / "out")
     vision = {key: tensor for key, tensor in reference_pieces().items() if key.startswith(("vision_tower.", "multi_modal_projector."))}
@@ -53,7 +58,7 @@ def test_vision_goes_along_from_every_layout(tmp_path: Path, name: str) -> None:
         assert written[key].dtype == torch.bfloat16
         assert torch.equal(written[key], tensor), key
     others = {key for key in written if key not in vision}
-    assert others == {f"language_model.{key}" for key in model.state_dict()}
+    assert others == {f"language_model.{key}" for key in model.state_dict() if key not in vision}
 
     loader: Any = Mistral3ForConditionalGeneration
     theirs, info = loader.from_pretrained(tmp_path / "out", dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
@@ -61,7 +66,7 @@ def test_vision_goes_along_from_every_layout(tmp_path: Path, name: str) -> None:
     with torch.no_grad():
         logits = theirs.eval()(input_ids=some_ids()[None], use_cache=False).logits[0]
     assert relative_error(logits, our_logits(model)) < 1e-4  # fp32, other orders of sums
-    again = load_model(tmp_path / "out", dtype=torch.float32)
+    again = load_model(tmp_path / "out", dtype=torch.float32, vision=read)
     assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in again.state_dict().items())
 
 
@@ -108,7 +113,7 @@ def test_vision_counts_in_the_space_that_is_asked_for(tmp_path: Path, monkeypatc
     asked: list[int] = []
     monkeypatch.setattr(folder, "require_free_bytes", lambda path, needed: asked.append(needed))
     hf_folder(tmp_path / "base")
-    model = load_model(tmp_path / "base", dtype=torch.float32)
+    model = load_model(tmp_path / "base", dtype=torch.bfloat16, vision="skip")
     save_model(model.state_dict(), tmp_path / "out", config=model.config, base=open_checkpoint(tmp_path / "base"))
     tensors = sum(tensor.nbytes for tensor in stored_tensors(tmp_path / "out").values())
     files = sum(file.stat().st_size for file in (tmp_path / "out").iterdir())

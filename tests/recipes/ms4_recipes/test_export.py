@@ -110,3 +110,24 @@ def test_an_adapter_names_its_base_by_fingerprint(folder: Path) -> None:
     for same in (base.folder, base.meaning):
         run = sft_run(folder, "lora2", model={"path": str(same)}, adapter={"init_from": str(out)}, training={"max_steps": 1})
         assert sft.run(run, dry_run=True) == folder / "lora2"
+
+
+@pytest.mark.parametrize("adapter", [{"r": 4, "init_lora_weights": "pissa"}, {"r": 2, "preset": "all", "modules_to_save": ["lm_head"]}])
+def test_an_adapter_belongs_to_the_untouched_base(folder: Path, adapter: dict[str, Any]) -> None:
+    """Loaded on the base from disk it gives the logits of the model that was trained, also where training changed the base in memory."""
+    from ms4_train.adapters import load_adapter
+
+    base = write_layout(folder, "hf").folder
+    config = sft_run(folder, f"adapter-{adapter.get('preset')}", model={"path": str(base)}, training={"max_steps": 2}, adapter=adapter)
+    kept: list[Any] = []
+    whole = sft.export
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sft, "export", lambda plan, engine: kept.append(plan.model) or whole(plan, engine))
+        out = sft.run(config)
+    model = load_model(base, dtype=torch.float32)
+    untrained = our_logits(model, some_ids(vocab_size=400))
+    section = load_adapter(model, out, base_fingerprint=None)
+    assert section.r == (8 if "init_lora_weights" in adapter else 2)
+    expected = our_logits(kept[0].eval(), some_ids(vocab_size=400))
+    assert relative_error(our_logits(model, some_ids(vocab_size=400)), expected) < 1e-4
+    assert relative_error(untrained, expected) > 1e-3

@@ -62,7 +62,8 @@ def their_trajectory(config, steps):
 
 
 def test_trajectory_equals_transformers_and_plain_torch(folder):
-    config = sft_run(folder, "parity", training={"max_steps": 6, "gradient_accumulation_steps": 2, "warmup_steps": 2, "max_grad_norm": 0.5})
+    training = {"max_steps": 6, "gradient_accumulation_steps": 2, "warmup_steps": 2, "max_grad_norm": 0.5, "train_router": True}
+    config = sft_run(folder, "parity", training=training)
     sft.run(config)
     losses, norms, theirs = their_trajectory(config, 6)
     # fp32; the two differ in the order of sums, and the optimizer carries the difference on.
@@ -134,11 +135,24 @@ def test_lora_trains_only_the_adapter_and_can_be_gone_on_with(folder):
     assert load_adapter(model, second, base_fingerprint=None).r == 4
 
 
-def test_router_can_be_left_alone(folder):
-    sft.run(sft_run(folder, "router", training={"train_router": False, "max_steps": 2}))
-    before, after = load_file(folder / "base" / "model.safetensors"), weights(folder, "router")
+@pytest.mark.parametrize("train_router", [False, True])
+def test_routers_stay_as_they_are_unless_asked_for(folder, train_router):
+    sft.run(sft_run(folder, f"router-{train_router}", training={"max_steps": 2} | ({"train_router": True} if train_router else {})))
+    before, after = load_file(folder / "base" / "model.safetensors"), weights(folder, f"router-{train_router}")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {name for name in before if not name.endswith("mlp.gate.weight")}
+    assert changed == {name for name in before if train_router or not name.endswith("mlp.gate.weight")}
+
+
+def test_router_losses_are_logged_beside_the_main_one(folder):
+    coefficients = {"router_aux_loss_coef": 0.5, "router_z_loss_coef": 0.1}
+    sft.run(sft_run(folder, "losses", training={"train_router": True, **coefficients}))
+    balance, squared = (list(metrics(folder, "losses", key).values()) for key in ("router_aux_loss", "router_z_loss"))
+    assert len(balance) == len(squared) == 6
+    assert squared[-1] < squared[0]
+    adapter = {"target_modules": ["layers.1.mlp.shared_experts.up_proj"]}
+    in_vain = sft_run(folder, "in vain", adapter=adapter, training={"router_z_loss_coef": 0.1})
+    with pytest.raises(ConfigError, match="router_z_loss_coef: the loss would change nothing"):
+        sft.run(in_vain, dry_run=True)
 
 
 def test_dry_run_says_what_would_be_trained_and_writes_nothing(folder, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.attention_rows import (
+    CAUSAL,
     ROWS,
     SCALE,
     WIDTHS,
@@ -34,39 +35,41 @@ def path(request, monkeypatch):
     return request.param
 
 
-def results(lengths, inputs, grad_out):
+def results(lengths, inputs, grad_out, causal=True):
     documents = documents_of(lengths)
-    return output_and_gradients(lambda *qkv: attention_cpu(*qkv, documents, SCALE), inputs, grad_out)
+    return output_and_gradients(lambda *qkv: attention_cpu(*qkv, documents, SCALE, causal), inputs, grad_out)
 
 
-def check(row, widths, dtype):
+def check(row, widths, dtype, causal=True):
     """Errors are at most twice those of plain torch in the same type."""
     lengths = ROWS[row]
     inputs, grad_out = row_inputs(lengths, WIDTHS[widths], dtype=dtype)
-    truths = exact_results(lengths, inputs, grad_out)
-    plain = output_and_gradients(torch_attention(lengths), inputs, grad_out)
+    truths = exact_results(lengths, inputs, grad_out, causal)
+    plain = output_and_gradients(torch_attention(lengths, causal), inputs, grad_out)
     # On top, for where plain torch happens to be exact: gradients of scores are differences <dO, V> - <dO, O>, which vanish where a token
     # sees itself alone, of numbers as large as a product of two inputs, each rounded.
     largest = max(float(x.detach().abs().max()) for x in (*truths, *inputs, grad_out))
-    for mine, other, truth in zip(results(lengths, inputs, grad_out), plain, truths, strict=True):
+    for mine, other, truth in zip(results(lengths, inputs, grad_out, causal), plain, truths, strict=True):
         assert mine.dtype == dtype
         bound = 2 * (other.double() - truth).abs().max() + torch.finfo(dtype).eps * largest**2
         assert (mine.double() - truth).abs().max() <= bound
 
 
+@pytest.mark.parametrize("causal", CAUSAL)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("row", "widths"), [*((row, "equal widths") for row in ROWS), *(("mixed", widths) for widths in WIDTHS)])
-def test_errors_are_at_most_twice_those_of_plain_torch(path, row, widths, dtype):
-    check(row, widths, DTYPES[dtype])
+def test_errors_are_at_most_twice_those_of_plain_torch(path, row, widths, dtype, causal):
+    check(row, widths, DTYPES[dtype], CAUSAL[causal])
 
 
-def test_control_one_document_too_many_is_seen(path, monkeypatch):
+@pytest.mark.parametrize("causal", CAUSAL)
+def test_control_one_document_too_many_is_seen(path, monkeypatch, causal):
     whole = cpu.attention_native, cpu.attention_sdpa
     merged = documents_of((*ROWS["mixed"][:-2], sum(ROWS["mixed"][-2:])))
     for name, attend in zip(("attention_native", "attention_sdpa"), whole, strict=True):
-        monkeypatch.setattr(cpu, name, lambda q, k, v, documents, scale, attend=attend: attend(q, k, v, merged, scale))
+        monkeypatch.setattr(cpu, name, lambda q, k, v, documents, scale, causal, attend=attend: attend(q, k, v, merged, scale, causal))
     with pytest.raises(AssertionError):
-        check("mixed", "equal widths", torch.float32)
+        check("mixed", "equal widths", torch.float32, CAUSAL[causal])
 
 
 def test_later_tokens_and_other_documents_do_not_count(path):

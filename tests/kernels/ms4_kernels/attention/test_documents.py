@@ -15,7 +15,7 @@ def test_boundaries_and_documents():
     assert (documents.num_tokens, documents.longest) == (6, 3)
 
 
-@pytest.mark.parametrize("name", ["groups", "cu_seqlens_b", "document_t", "block_mask"])
+@pytest.mark.parametrize("name", ["groups", "equal_groups", "cu_seqlens_b", "document_t", "block_mask", "full_block_mask"])
 def test_made_once(name):
     documents = documents_of((3, 1, 2))
     assert getattr(documents, name) is getattr(documents, name)

@@ -7,7 +7,17 @@ import types
 
 import pytest
 import torch
-from support.attention_rows import ROWS, SCALE, WIDTHS, documents_of, exact_results, output_and_gradients, row_inputs, torch_attention
+from support.attention_rows import (
+    CAUSAL,
+    ROWS,
+    SCALE,
+    WIDTHS,
+    documents_of,
+    exact_results,
+    output_and_gradients,
+    row_inputs,
+    torch_attention,
+)
 
 from ms4_kernels.attention import flash
 from ms4_kernels.attention.flash import attention_flash, call_varlen
@@ -38,14 +48,14 @@ def flash_attn_varlen_func(
     lengths = cu_seqlens_q.diff().tolist()
     assert cu_seqlens_k.diff().tolist() == lengths
     assert max_seqlen_q == max_seqlen_k == max(lengths)
-    assert causal
     assert (dropout_p, softmax_scale) == (0.0, SCALE)
-    return torch_attention(lengths)(q, k, v)
+    return torch_attention(lengths, causal)(q, k, v)
 
 
+@pytest.mark.parametrize("causal", CAUSAL)
 @pytest.mark.parametrize("returns_tuple", [False, True])
 @pytest.mark.parametrize("widths", WIDTHS)
-def test_equals_torch(widths, returns_tuple):
+def test_equals_torch(widths, returns_tuple, causal):
     lengths = ROWS["mixed"]
     inputs, grad_out = row_inputs(lengths, WIDTHS[widths])
 
@@ -53,8 +63,8 @@ def test_equals_torch(widths, returns_tuple):
         out = flash_attn_varlen_func(*args, **kwargs)
         return (out, None) if returns_tuple else out
 
-    got = output_and_gradients(lambda *qkv: call_varlen(varlen, *qkv, documents_of(lengths), SCALE), inputs, grad_out)
-    for mine, truth in zip(got, exact_results(lengths, inputs, grad_out), strict=True):
+    got = output_and_gradients(lambda *qkv: call_varlen(varlen, *qkv, documents_of(lengths), SCALE, CAUSAL[causal]), inputs, grad_out)
+    for mine, truth in zip(got, exact_results(lengths, inputs, grad_out, CAUSAL[causal]), strict=True):
         torch.testing.assert_close(mine, truth, rtol=1e-10, atol=1e-10)  # fp64: only the order of sums differs
 
 
@@ -79,7 +89,9 @@ def test_the_named_module_is_called(monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn", module)
     monkeypatch.setattr(flash, "flash_package", lambda device: "flash_attn")
     inputs, _ = row_inputs((5, 3))
-    torch.testing.assert_close(attention_flash(*inputs, documents_of((5, 3)), SCALE), torch_attention((5, 3))(*inputs))
+    for causal in CAUSAL.values():
+        out = attention_flash(*inputs, documents_of((5, 3)), SCALE, causal)
+        torch.testing.assert_close(out, torch_attention((5, 3), causal)(*inputs))
 
 
 def test_nothing_for_a_cpu():

@@ -54,6 +54,18 @@ def test_many_documents_need_few_rectangles_and_little_padding():
     assert groups.token_s.numel() <= 1.34 * sum(lengths)  # no line is less than three quarters full
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_without_padding_only_equal_lengths_share_a_rectangle(name):
+    lengths = ROWS[name]
+    groups = DocumentGroups.from_lengths(lengths, padded=False)
+    found = [rectangle.length for rectangle in groups.rectangles for _ in range(rectangle.count)]
+    assert sorted(found) == sorted(lengths)
+    assert len(groups.rectangles) == len(set(lengths))
+    x = torch.randn(sum(lengths), 2)
+    assert groups.spread(x).shape == x.shape  # no slot but tokens
+    assert torch.equal(groups.collect(groups.spread(x)), x)
+
+
 def test_short_documents_share_one_rectangle():
     assert len(DocumentGroups.from_lengths((64, 16, 33, 50)).rectangles) == 1
 

@@ -6,9 +6,9 @@ import logging
 
 import pytest
 import torch
-from support.attention_rows import SCALE, documents_of, exact_results, row_inputs
+from support.attention_rows import CAUSAL, SCALE, documents_of, exact_results, row_inputs
 
-from ms4_kernels.attention import packed_causal_attention
+from ms4_kernels.attention import packed_attention
 from ms4_kernels.attention.interface import _choose
 
 LENGTHS = (70, 5, 130, 9)
@@ -22,14 +22,18 @@ def _fresh():
     _choose.cache_clear()
 
 
+@pytest.mark.parametrize("causal", CAUSAL)
 @pytest.mark.parametrize("backend", ["auto", "reference", "cpu", "sdpa", "flex"])
 @torch.no_grad()
-def test_backends_agree(backend):
+def test_backends_agree(backend, causal):
     inputs, grad_out = row_inputs(LENGTHS)
     with torch.enable_grad():
-        expected = exact_results(LENGTHS, inputs, grad_out)[0]
-    out = packed_causal_attention(*(x.detach() for x in inputs), documents_of(LENGTHS), scale=SCALE, backend=backend)
+        expected = exact_results(LENGTHS, inputs, grad_out, CAUSAL[causal])[0]
+        other = exact_results(LENGTHS, inputs, grad_out, not CAUSAL[causal])[0]
+    plain = [x.detach() for x in inputs]
+    out = packed_attention(*plain, documents_of(LENGTHS), scale=SCALE, causal=CAUSAL[causal], backend=backend)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)  # fp64: only the order of sums differs
+    assert (out - other).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -55,6 +59,13 @@ def test_choice_is_said_once_with_its_reason(caplog, device, dtype, widths, pack
     assert says in record.getMessage()
     # On a GPU, going without FlashAttention must not pass unnoticed.
     assert (record.levelno == logging.WARNING) == (device == "cuda" and chosen != "flash")
+
+
+def test_each_kind_of_attention_is_said(caplog):
+    with caplog.at_level(logging.INFO, "ms4_kernels"):
+        for causal in (True, False, False):
+            _choose("auto", "cpu", FP32, (16, 16), None, False, causal)
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["attention operation, causal", "attention operation, full"]
 
 
 @pytest.mark.parametrize(
@@ -87,4 +98,4 @@ def test_misfits_are_refused():
         ((query, key.to("meta"), value), "keys on meta"),
     ]:
         with pytest.raises(ValueError, match=says):
-            packed_causal_attention(*inputs, documents, scale=SCALE)
+            packed_attention(*inputs, documents, scale=SCALE)

@@ -6,13 +6,15 @@ attention widens bf16 inside, and a kernel that keeps probabilities in bf16 does
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from support import gpu
-from support.attention_rows import ROWS, SCALE, exact_results, output_and_gradients, row_inputs
+from support.attention_rows import CAUSAL, ROWS, SCALE, exact_results, output_and_gradients, row_inputs
 from support.gpu import differing, moved, needs_gpu, poisoned, worse_than_torch
 
-from ms4_kernels.attention import PackedDocuments, packed_causal_attention
+from ms4_kernels.attention import PackedDocuments, packed_attention
 
 pytestmark = needs_gpu
 NAMES = ("out", "dquery", "dkey", "dvalue")
@@ -20,14 +22,16 @@ ROWS_THERE = {name: ROWS[name] for name in ("one token", "a block and one", "equ
 WIDTHS = [(64, 64), (128, 128), (96, 64)]
 
 
-def plain_attention(lengths):
+def plain_attention(lengths, causal=True):
     """Attention of each document in plain operations, in the type of the inputs."""
 
     def one(query_thx, key_thx, value_thv):
         query_htx, key_htx, value_htv = (x.transpose(0, 1) for x in (query_thx, key_thx, value_thv))
         scores_htt = query_htx @ key_htx.transpose(1, 2) * SCALE
         hidden_tt = torch.ones(scores_htt.shape[1:], dtype=torch.bool, device=scores_htt.device).triu(1)
-        return (scores_htt.masked_fill(hidden_tt, float("-inf")).softmax(dim=-1) @ value_htv).transpose(0, 1)
+        if causal:
+            scores_htt = scores_htt.masked_fill(hidden_tt, float("-inf"))
+        return (scores_htt.softmax(dim=-1) @ value_htv).transpose(0, 1)
 
     return lambda *inputs: torch.cat([one(*piece) for piece in zip(*(x.split(lengths) for x in inputs), strict=True)])
 
@@ -41,28 +45,28 @@ def inputs_of(lengths, widths, dtype):
     return tuple(moved(x) for x in inputs), moved(grad_out)
 
 
-def ours(lengths, inputs, grad_out, backend):
+def ours(lengths, inputs, grad_out, backend, causal=True):
     documents = PackedDocuments(tuple(lengths), gpu.DEVICE)
     try:
-        return named(
-            output_and_gradients(lambda *qkv: packed_causal_attention(*qkv, documents, scale=SCALE, backend=backend), inputs, grad_out)
-        )
+        attend = partial(packed_attention, documents=documents, scale=SCALE, causal=causal, backend=backend)
+        return named(output_and_gradients(attend, inputs, grad_out))
     except ValueError as error:
         if "cannot be used" not in str(error):
             raise
         pytest.skip(str(error))
 
 
+@pytest.mark.parametrize("causal", CAUSAL)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 @pytest.mark.parametrize("row", ROWS_THERE)
 @pytest.mark.parametrize("backend", ["auto", "flash", "flex", "sdpa"])
-def test_error_at_most_twice_that_of_torch(backend, row, widths, dtype):
+def test_error_at_most_twice_that_of_torch(backend, row, widths, dtype, causal):
     lengths = ROWS_THERE[row]
     inputs, grad_out = inputs_of(lengths, widths, dtype)
-    got = ours(lengths, inputs, grad_out, backend)
-    plain = named(output_and_gradients(plain_attention(lengths), inputs, grad_out))
-    exact = named(exact_results(lengths, inputs, grad_out))
+    got = ours(lengths, inputs, grad_out, backend, CAUSAL[causal])
+    plain = named(output_and_gradients(plain_attention(lengths, CAUSAL[causal]), inputs, grad_out))
+    exact = named(exact_results(lengths, inputs, grad_out, CAUSAL[causal]))
     if dtype == torch.float32:
         # FlexAttention's fp32 products are TF32, of 11 bits, on some devices, whatever torch's matmul setting. SDPA's fused kernels are
         # torch's own and lose twice what plain operations do, some 1e-6.

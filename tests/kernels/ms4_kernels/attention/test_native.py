@@ -24,12 +24,13 @@ def make_inputs(lengths, heads, key_width, value_width, dtype=torch.float32):
     return [torch.randn(tokens, heads, width).to(dtype).requires_grad_() for width in widths], PackedDocuments(lengths, CPU)
 
 
-def outputs_and_grads(function, inputs, documents):
-    out_thv = function(*inputs, documents, SCALE)
+def outputs_and_grads(function, inputs, documents, causal=True):
+    out_thv = function(*inputs, documents, SCALE, causal)
     factors = torch.linspace(-1, 1, out_thv.shape[-1], dtype=out_thv.dtype)
     return [out_thv, *torch.autograd.grad((out_thv * factors).sum(), inputs)]
 
 
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("lengths", "heads", "key_width", "value_width"),
@@ -40,11 +41,11 @@ def outputs_and_grads(function, inputs, documents):
         ((33,), 2, 7, 70),
     ],
 )
-def test_equals_reference(lengths, heads, key_width, value_width, dtype):
+def test_equals_reference(lengths, heads, key_width, value_width, dtype, causal):
     inputs, documents = make_inputs(lengths, heads, key_width, value_width, dtype)
-    exact = outputs_and_grads(attention_reference, [x.detach().double().requires_grad_() for x in inputs], documents)
-    plain = outputs_and_grads(attention_reference, inputs, documents)
-    for ours, torchs, truth in zip(outputs_and_grads(attention_native, inputs, documents), plain, exact, strict=True):
+    exact = outputs_and_grads(attention_reference, [x.detach().double().requires_grad_() for x in inputs], documents, causal)
+    plain = outputs_and_grads(attention_reference, inputs, documents, causal)
+    for ours, torchs, truth in zip(outputs_and_grads(attention_native, inputs, documents, causal), plain, exact, strict=True):
         error, bound = ((x.double() - truth).norm() for x in (ours, torchs))
         # A quarter of a unit of the last place is what rounding the result costs on average; exact sums of one token have no error at all.
         assert error <= 2 * bound + torch.finfo(dtype).eps / 4 * truth.norm() + 1e-12
@@ -83,6 +84,16 @@ def test_documents_do_not_see_each_other_nor_the_future():
     assert changed.nonzero().flatten().tolist() == [49]
 
 
+def test_full_attention_sees_its_whole_document_and_no_other():
+    inputs, documents = make_inputs((50, 60, 7), 2, 16, 8)
+    before = attention_native(*inputs, documents, SCALE, False)
+    with torch.no_grad():
+        for x in inputs:
+            x[49] += 1.0  # the last token of the first document
+    changed = (before != attention_native(*inputs, documents, SCALE, False)).flatten(1).any(dim=1)
+    assert changed.nonzero().flatten().tolist() == list(range(50))
+
+
 def test_results_do_not_depend_on_threads_or_neighbours():
     inputs, documents = make_inputs((50, 60, 7), 2, 16, 8)
     before = torch.get_num_threads()
@@ -90,7 +101,9 @@ def test_results_do_not_depend_on_threads_or_neighbours():
         results = []
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            results.append(outputs_and_grads(attention_native, inputs, documents))
+            results.append(
+                [*outputs_and_grads(attention_native, inputs, documents), *outputs_and_grads(attention_native, inputs, documents, False)]
+            )
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -262,7 +262,7 @@ def test_numbers_against_whole_networks(tmp_path, plain):
     )
     hidden = []
     for folder in (plain, tmp_path):
-        model = load_model(folder, dtype=torch.float32).eval()
+        model = load_model(folder, dtype=torch.float32, vision="skip").eval()
         hidden.append((model, model(ids_t, layout)))
     a, b = (model.logits(states) for model, states in hidden)
     assert found.logits.max_relative_error == pytest.approx(float((a - b).abs().max() / a.abs().max()), rel=1e-4)

@@ -10,9 +10,9 @@ from support.checkpoints import edit_json, rewrite, saved_tiny
 from support.models import tiny_config
 
 from ms4_train.model import RopeParameters
-from ms4_train.weights import base_fingerprint
+from ms4_train.weights import base_fingerprint, open_checkpoint
 from ms4_train.weights.layouts.hf_config import hf_model_config, to_hf_config
-from ms4_train.weights.reading.fingerprint import computed_constants
+from ms4_train.weights.reading.fingerprint import computed_constants, vision_fingerprint
 
 REFERENCE = layouts.reference_pieces()
 
@@ -201,3 +201,44 @@ def test_samples_lie_at_both_ends_of_a_large_piece(folder, monkeypatch, index, i
 
     rewrite(folder, change)
     assert (base_fingerprint(folder) != before) == is_sampled
+
+
+def of_vision(make, path, **options):
+    make(path, **options)
+    return vision_fingerprint(open_checkpoint(path))
+
+
+@pytest.mark.parametrize("whole_values", [1 << 15, 256])
+def test_the_vision_has_its_own_the_same_in_every_layout(tmp_path, monkeypatch, whole_values):
+    """Quantised layouts store the vision as the others do; native ones permute rows of it."""
+    monkeypatch.setattr("ms4_train.weights.reading.fingerprint.WHOLE_VALUES", whole_values)
+    wide = {name: value.float() for name, value in REFERENCE.items()}
+    found = {
+        of_vision(layouts.hf_folder, tmp_path / "disk"),
+        of_vision(layouts.hf_folder, tmp_path / "transformers", style="transformers", shards=3),
+        of_vision(layouts.hf_fp8_folder, tmp_path / "hf-fp8"),
+        of_vision(layouts.native_folder, tmp_path / "native"),
+        of_vision(layouts.native_folder, tmp_path / "wide", dtype=torch.float32, pieces=wide),
+        of_vision(layouts.native_fp8_folder, tmp_path / "native-fp8", shards=4),
+        of_vision(layouts.nvfp4_folder, tmp_path / "nvfp4"),
+    }
+    assert len(found) == 1
+    assert str(found.pop()).startswith("sha256:")
+    assert of_vision(layouts.native_folder, tmp_path / "text", vision=False) is None
+
+
+@pytest.mark.parametrize("name", ["vision_tower.ln_pre.weight", "vision_tower.transformer.layers.1.attention.k_proj.weight"])
+def test_a_changed_tower_changes_that_of_the_vision_alone(tmp_path, name):
+    before = of(layouts.native_folder, tmp_path / "a"), of_vision(layouts.native_folder, tmp_path / "a")
+    changed = REFERENCE | {name: REFERENCE[name] + 1}
+    after = of(layouts.native_folder, tmp_path / "b", pieces=changed), of_vision(layouts.native_folder, tmp_path / "b", pieces=changed)
+    assert (before[0] == after[0], before[1] == after[1]) == (True, False)
+    layouts.hf_folder(tmp_path / "c")
+    edit_json(tmp_path / "c" / "config.json", lambda content: content["vision_config"].update(rope_parameters={"rope_theta": 20000.0}))
+    assert base_fingerprint(tmp_path / "c") == before[0]
+    assert vision_fingerprint(open_checkpoint(tmp_path / "c")) != before[1]
+
+
+def test_text_fingerprints_are_those_of_earlier_versions(tmp_path):
+    """Recorded before vision was read; adapters carry them."""
+    assert of(layouts.native_folder, tmp_path) == "sha256:15e3ebcbc73cccfa38e27416d8e2699d03c5cda77952dbe51f18d4a7a504f026"

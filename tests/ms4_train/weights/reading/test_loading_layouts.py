@@ -1,6 +1,5 @@
 """Models from every public layout: values by the layout's definition, memory of the model plus a little, each rank its own bytes."""
 
-import logging
 import re
 import subprocess
 import sys
@@ -30,9 +29,8 @@ EXPERTS = re.compile(r"(.*experts\.)\d+\.(gate|up|down)_proj\.weight")
 
 
 def stacked(pieces, start=0, stop=8):
-    """Reference pieces as the model's parameters, vision left out."""
-    vision = ("vision", "multi_modal")
-    found = {name: value for name, value in pieces.items() if not EXPERTS.fullmatch(name) and not name.startswith(vision)}
+    """Reference pieces as the model's parameters."""
+    found = {name: value for name, value in pieces.items() if not EXPERTS.fullmatch(name)}
     for prefix in {match[1] for match in map(EXPERTS.fullmatch, pieces) if match}:
         gate, up, down = (
             torch.stack([pieces[f"{prefix}{expert}.{which}_proj.weight"] for expert in range(start, stop)])
@@ -67,14 +65,6 @@ def test_both_families_give_equal_logits(tmp_path):
     layouts.both_folder(tmp_path / "both")
     hf, native = (load_model(tmp_path / "both", dtype=torch.float32, family=family) for family in ("hf", "native"))
     assert not torch.equal(our_logits(hf), our_logits(native))  # the fusion of the experts' scales is lossy
-
-
-def test_vision_tensors_are_counted_and_left_out(tmp_path, caplog):
-    layouts.native_folder(tmp_path)
-    with caplog.at_level(logging.WARNING):
-        load_model(tmp_path, dtype=torch.bfloat16)
-    count = sum(name.startswith(("vision", "multi_modal")) for name in REFERENCE)
-    assert [f"{count} vision tensors" in record.getMessage() for record in caplog.records] == [True]
 
 
 @pytest.mark.parametrize("expert_range", [None, (6, 8)])
@@ -147,7 +137,7 @@ def test_codes_that_are_not_numbers_are_refused(tmp_path, layout, stored, dequan
 
 
 @pytest.mark.parametrize("layout", MAKERS)
-def test_progress_ends_at_the_bytes_of_the_text_pieces(tmp_path, layout):
+def test_progress_ends_at_the_bytes_of_the_pieces(tmp_path, layout):
     MAKERS[layout][0](tmp_path)
     calls = []
     load_model(tmp_path, dtype=torch.bfloat16, progress=lambda done, total: calls.append((done, total)))
