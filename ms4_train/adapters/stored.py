@@ -23,7 +23,7 @@ from ms4_train.adapters.complete import check_complete, expected_shapes
 from ms4_train.adapters.ends import matched
 from ms4_train.adapters.half_saved import HALF_SAVED_FIX, LostShare, lost_share, occupancy
 from ms4_train.adapters.peft_config import saved_modules, section_from_peft
-from ms4_train.adapters.peft_format import adapted_stacks, from_peft, other_tensors, own_name, stored_name
+from ms4_train.adapters.peft_format import adapted_stacks, from_peft, is_vision_name, other_tensors, own_name, stored_name
 from ms4_train.adapters.stack_layout import StackLayout, StackShapes, find_layout
 from ms4_train.adapters.vllm_split import is_fused, split_fused
 from ms4_train.config.schema import AdapterSection
@@ -31,6 +31,7 @@ from ms4_train.errors import AdapterError, UntrustedInputError
 from ms4_train.model import TextConfig
 from ms4_train.untrusted import TensorInfo, parse_json, read_bytes, read_safetensors_header
 from ms4_train.weights.checksums import file_sha256
+from ms4_train.weights.reading.fingerprint import is_same_base
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -183,7 +184,11 @@ def _other_side(name: str) -> str | None:
 
 
 def _refuse_other_base(found: AdapterFolder, fingerprint: str | None) -> None:
-    if found.record is None or fingerprint is None or found.record.get("base_fingerprint") == fingerprint:
+    if found.record is None or fingerprint is None:
+        return
+    recorded = found.record.get("base_fingerprint")
+    touches_vision = any(is_vision_name(own_name(key)) for key in found.header)
+    if isinstance(recorded, str) and is_same_base(recorded, fingerprint, vision=touches_vision):
         return
     path = found.record.get("base_path")
     raise AdapterError(

@@ -111,7 +111,7 @@ def merge(
     from ms4_train.weights import load_model, open_checkpoint, save_model
     from ms4_train.weights.folder import refuse_foreign_content
     from ms4_train.weights.reading.base_weights import base_weights_line
-    from ms4_train.weights.reading.fingerprint import fingerprint
+    from ms4_train.weights.reading.fingerprint import whole_fingerprint
 
     refuse_foreign_content(out, None)  # now rather than after minutes of work
     checkpoint = open_checkpoint(base)
@@ -119,7 +119,7 @@ def merge(
     line = base_weights_line(checkpoint.layout, model)
     if line is not None:
         typer.echo(line)
-    load_adapter(model, adapter, base_fingerprint=fingerprint(checkpoint))
+    load_adapter(model, adapter, base_fingerprint=whole_fingerprint(checkpoint))
     typer.echo(merge_adapter(model).line())
     save_model(model.state_dict(), out, config=model.config, base=checkpoint, replace=False)
     print_inspection(inspect_folder(out), "Wrote")

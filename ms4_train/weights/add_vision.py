@@ -25,7 +25,9 @@ LAST_MATRIX = "multi_modal_projector.linear_2.weight"
 
 
 def add_vision(base: str | Path, out: str | Path, *, vision_yaml: str | Path, seed: int) -> Path:
-    """Write ``base`` with a random tower, and a projector that ends in zeros; its text keeps values and fingerprint, so that adapters of it still fit.
+    """Write ``base`` with a random tower, and a projector that ends in zeros.
+
+    Its text keeps values and fingerprint, so that adapters of it still fit.
 
     Args:
         base: a text checkpoint in any layout; FP8 and NVFP4 weights are dequantised to the type of its other ones.

@@ -30,7 +30,7 @@ TEXT_MODEL, VISION_MODEL = CONFIGS / "models" / "tiny.yaml", CONFIGS / "models" 
 TEXT_RUN, VISION_RUN = CONFIGS / "train" / "tiny_full.yaml", CONFIGS / "train" / "tiny_lora_vision.yaml"
 # A few hundred different questions: nothing is held out, and nothing is worth saving on the way.
 TEXT_OVERRIDES = ("data.validation_fraction=0", "training.eval_strategy=no", "training.save_strategy=no")
-VISION_OVERRIDES = (*TEXT_OVERRIDES, "training.num_train_epochs=10")
+VISION_OVERRIDES = (*TEXT_OVERRIDES, "training.num_train_epochs=8")
 
 
 @dataclass(frozen=True)

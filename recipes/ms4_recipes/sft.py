@@ -23,6 +23,7 @@ from rich.console import Console
 from ms4_recipes.export import export
 from ms4_recipes.kernel_log import kernel_choices_shown
 from ms4_recipes.prepare_model import PreparedModel, prepare_model
+from ms4_recipes.reading_status import reading_shown
 from ms4_train.chat import ChatTokenizer
 from ms4_train.checkpoint import (
     FolderLock,
@@ -147,7 +148,8 @@ def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
     vocab_size = read_config(config.model.path).vocab_size
     tokenizer = ChatTokenizer.of_model(config.model.path, config.model.tokenizer)
     tokenizer.check_model(vocab_size)
-    rows = prepare(config.data, tokenizer)
+    with reading_shown(Console(stderr=True, quiet=not mesh.is_main)) as progress:
+        rows = prepare(config.data, tokenizer, progress=progress)
     rows.require_usable()
     place: dict[str, Any] = {"rank": mesh.rank, "world_size": mesh.world_size, "prepared": rows}
     loader = build_loader(config.data, tokenizer, batch_size=training.per_device_train_batch_size, seed=config.seed, **place)

@@ -268,9 +268,9 @@ def violations(actual: dict[str, Tensor], case: Case, factor: float = 2.0) -> li
 
     The floor: a result can be stored no better than to the unit roundoff of its type, u = eps / 2, of its size, and plain torch is at times
     luckier than that. Of fewer than 32 numbers, such as the router's gradient of a single row, the error is no estimate of anything: the
-    floor is 4 u there, about twice what plain torch loses on larger ones. It is 4 u in fp32 too, where the order of a sum decides: for a
-    single row torch takes another one, of many short sums, and loses 1.3 u where its ordinary products lose 3 to 7. The router's gradient
-    is fp32 but sums products of numbers of the call's type, hence the call's u for all.
+    floor is 4 u there, about twice what plain torch loses on larger ones. In fp32 it is 7 u, because the order of a sum decides, and torch's
+    depends on the processor: its products lose 3 to 7 u on one, 2 on another, and a single row, of many short sums, 0.3 to 1.3. The
+    router's gradient is fp32 but sums products of numbers of the call's type, hence the call's u for all.
     """
     exact, plain = truth(case), bar(case)
     assert actual.keys() == exact.keys()
@@ -280,7 +280,7 @@ def violations(actual: dict[str, Tensor], case: Case, factor: float = 2.0) -> li
         if got.shape != wide.shape or got.dtype != plain[name].dtype:
             found.append(f"{name}: {got.dtype} {list(got.shape)} instead of {plain[name].dtype} {list(wide.shape)}")
         elif wide.numel():
-            floor = torch.finfo(case.dtype).eps / 2 * (4 if wide.numel() < 32 or case.dtype == FP32 else 1)
+            floor = torch.finfo(case.dtype).eps / 2 * (7 if case.dtype == FP32 else 4 if wide.numel() < 32 else 1)
             found += _broken(name, got, plain[name], wide, factor, floor)
     return found
 

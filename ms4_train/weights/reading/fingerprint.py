@@ -1,9 +1,9 @@
 """A cheap identity of a model: the same for the same values, whatever the layout, files, prefixes and types they are stored in.
 
 SHA-256 over what the configuration computes, and every piece's name, shape and sampled values: all of a small piece, short runs at
-fixed places of a large one, as fp32. Text and vision have one each: an adapter of the text fits whatever sees before it. Quantised
-values count as what they are in bf16, so an FP8 checkpoint and its bf16 conversion are one model; Hugging Face's FP8 differs from
-Mistral's, whose experts' scales it fused. Adapters and run state record the text's fingerprint, and are refused on another base.
+fixed places of a large one, as fp32. Text and vision have one each, and the whole is both: an adapter of the text alone fits whatever sees
+before it. Quantised values count as what they are in bf16, so an FP8 checkpoint and its bf16 conversion are one model; Hugging Face's FP8
+differs from Mistral's, whose experts' scales it fused. Adapters and run state record the whole, and are refused on another base.
 Exercise it: ``pytest tests/ms4_train/weights/reading/test_fingerprint.py``.
 
 Not covered: a change that touches no sampled value; this is an identity, not a checksum.
@@ -41,7 +41,7 @@ _BATCH = 64
 
 
 def base_fingerprint(folder: str | Path, *, family: FamilyChoice = "auto") -> str:
-    """The identity of a checkpoint's text model, as ``sha256:`` and 64 hexadecimal digits; the vision does not enter.
+    """The identity of a checkpoint, as ``sha256:`` and 64 hexadecimal digits; with vision, twice, joined by ``+``.
 
     Args:
         folder: of any public layout.
@@ -53,9 +53,25 @@ def base_fingerprint(folder: str | Path, *, family: FamilyChoice = "auto") -> st
     """
     checkpoint = open_checkpoint(folder, family=family)
     try:
-        return fingerprint(checkpoint)
+        return whole_fingerprint(checkpoint)
     finally:
         checkpoint.close()
+
+
+def whole_fingerprint(checkpoint: Checkpoint) -> str:
+    """The identity of an open checkpoint: its text model's, and its vision's behind a ``+`` where it has one.
+
+    Raises:
+        WeightsError: the checkpoint cannot be read.
+    """
+    vision = vision_fingerprint(checkpoint)
+    return fingerprint(checkpoint) + (f"+{vision}" if vision is not None else "")
+
+
+def is_same_base(recorded: str, found: str, *, vision: bool) -> bool:
+    """Whether two whole fingerprints mean one base. The text must agree, and with ``vision`` what both say of it."""
+    texts, visions = zip(*((text, seen) for text, _, seen in (value.partition("+") for value in (recorded, found))), strict=True)
+    return texts[0] == texts[1] and not (vision and all(visions) and visions[0] != visions[1])
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:

@@ -104,7 +104,8 @@ def prepared(folder: Path, base: str, output: str, **changes: Any) -> Any:
     """The model as the recipe makes it, adapter attached, before the first step."""
     config = lora(folder, output, base, **changes)
     mesh = init_mesh(config.parallel)
-    return prepare_model(config, mesh, base_fingerprint(config.model.path)).model
+    images = config.model.vision != "skip"
+    return prepare_model(config, mesh, base_fingerprint(config.model.path), images=images).model
 
 
 def base_bytes(model: torch.nn.Module) -> int:
@@ -121,12 +122,15 @@ def test_memory_is_that_of_codes_and_scales(folder: Path, base: str) -> None:
     for file in (folder / base).glob("*.safetensors"):
         stored |= load_file(file)
     text = {name: tensor for name, tensor in stored.items() if not name.startswith(VISION)}
+    vision = sum(4 * tensor.numel() for name, tensor in stored.items() if name.startswith(VISION))
     codes = sum(tensor.nbytes for tensor in text.values() if tensor.itemsize == 1)  # with NVFP4's block scales
     scales = sum(4 * tensor.numel() for name, tensor in text.items() if name.endswith(WEIGHT_SCALES))  # held in fp32
     rest = sum(4 * tensor.numel() for name, tensor in text.items() if tensor.itemsize > 1 and "scale" not in name)  # float32 asked for
     model = prepared(folder, base, "memory")
-    assert base_bytes(model) == codes + scales + rest
-    assert base_bytes(prepared(folder, base, "memory", model={"dequantize": True})) > 1.5 * (codes + scales + rest)
+    assert base_bytes(model) == codes + scales + rest + vision
+    assert base_bytes(prepared(folder, base, "memory", model={"vision": "skip"})) == codes + scales + rest
+    dequantised = prepared(folder, base, "memory", model={"vision": "skip", "dequantize": True})
+    assert base_bytes(dequantised) > 1.5 * (codes + scales + rest)
 
 
 def kept_by_forward(model: Any) -> int:

@@ -12,9 +12,14 @@ from support.models import tiny_config
 from ms4_train.model import RopeParameters
 from ms4_train.weights import base_fingerprint, open_checkpoint
 from ms4_train.weights.layouts.hf_config import hf_model_config, to_hf_config
-from ms4_train.weights.reading.fingerprint import computed_constants, vision_fingerprint
+from ms4_train.weights.reading.fingerprint import computed_constants, is_same_base, vision_fingerprint
 
 REFERENCE = layouts.reference_pieces()
+
+
+def text_fingerprint(folder, **options):
+    """That of the text, which stands first."""
+    return base_fingerprint(folder, **options).partition("+")[0]
 
 
 @pytest.fixture
@@ -25,15 +30,15 @@ def folder(tmp_path):
 
 def of(make, path, **options):
     make(path, **options)
-    return base_fingerprint(path)
+    return text_fingerprint(path)
 
 
 def test_shards_and_prefixes_do_not_matter(folder, tmp_path):
-    before = base_fingerprint(folder)
+    before = text_fingerprint(folder)
     assert before.startswith("sha256:")
     assert len(before) == 71
     saved_tiny(tmp_path / "s", max_shard_bytes=100_000)
-    assert base_fingerprint(tmp_path / "s") == before
+    assert text_fingerprint(tmp_path / "s") == before
 
     def rename(tensors):
         renamed = {f"language_model.{name}": value for name, value in tensors.items()}
@@ -41,10 +46,10 @@ def test_shards_and_prefixes_do_not_matter(folder, tmp_path):
         tensors.update(renamed)
 
     rewrite(folder, rename)
-    assert base_fingerprint(folder) == before
+    assert text_fingerprint(folder) == before
     content = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({"model_type": "mistral3", "text_config": content}))
-    assert base_fingerprint(folder) == before
+    assert text_fingerprint(folder) == before
 
 
 def test_layouts_of_the_same_values_agree(tmp_path):
@@ -85,19 +90,19 @@ def test_the_same_with_samples_in_place_of_whole_pieces(tmp_path, monkeypatch):
 
 def test_both_families_of_a_folder_can_be_asked_for(tmp_path):
     layouts.both_folder(tmp_path / "both")
-    assert base_fingerprint(tmp_path / "both") == of(layouts.native_fp8_folder, tmp_path / "native")
-    assert base_fingerprint(tmp_path / "both", family="hf") == of(layouts.hf_fp8_folder, tmp_path / "hf")
+    assert text_fingerprint(tmp_path / "both") == of(layouts.native_fp8_folder, tmp_path / "native")
+    assert text_fingerprint(tmp_path / "both", family="hf") == of(layouts.hf_fp8_folder, tmp_path / "hf")
 
 
 @pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.gate.weight", "model.layers.0.mlp.experts.down_proj"])
 def test_one_changed_value_matters(folder, name):
-    before = base_fingerprint(folder)
+    before = text_fingerprint(folder)
 
     def change(tensors):
         tensors[name].view(-1)[-1] += 1
 
     rewrite(folder, change)
-    assert base_fingerprint(folder) != before
+    assert text_fingerprint(folder) != before
 
 
 @pytest.mark.parametrize(
@@ -118,21 +123,21 @@ def test_one_changed_code_or_scale_matters(tmp_path, make, name, index):
     flat = tensors[name].view(-1)
     flat[index : index + 1].view(torch.uint8)[-1] ^= 0x11  # of a scale's highest byte: another positive number
     save_file(tensors, file)
-    assert base_fingerprint(tmp_path) != before
+    assert text_fingerprint(tmp_path) != before
 
 
 def test_activation_scales_do_not_matter(tmp_path):
     before = of(layouts.native_fp8_folder, tmp_path)
     rewrite(tmp_path, lambda tensors: tensors.update({name: value * 2 for name, value in tensors.items() if "qscale_act" in name}))
-    assert base_fingerprint(tmp_path) == before
+    assert text_fingerprint(tmp_path) == before
 
 
 def test_another_seed_or_constant_or_rounding_matters(folder, tmp_path):
-    before = base_fingerprint(folder)
+    before = text_fingerprint(folder)
     saved_tiny(tmp_path / "seed", seed=1)
     saved_tiny(tmp_path / "rounded", dtype=torch.bfloat16)
     edit_json(folder / "config.json", lambda content: content.update(rms_norm_eps=1e-5))
-    assert len({before, base_fingerprint(folder), base_fingerprint(tmp_path / "seed"), base_fingerprint(tmp_path / "rounded")}) == 4
+    assert len({before, text_fingerprint(folder), text_fingerprint(tmp_path / "seed"), text_fingerprint(tmp_path / "rounded")}) == 4
 
 
 def test_the_attention_scale_matters(tmp_path):
@@ -150,9 +155,9 @@ def test_spellings_of_the_same_arithmetic_agree(tmp_path):
         content["text_config"] |= {"initializer_range": 0.5, "eos_token_id": 7, "softmax_scale": "plain", "max_position_embeddings": 4096}
 
     edit_json(tmp_path / "config.json", respell)
-    assert base_fingerprint(tmp_path) == before
+    assert text_fingerprint(tmp_path) == before
     edit_json(tmp_path / "config.json", lambda content: content["text_config"]["rope_parameters"].pop("attention_factor"))
-    assert base_fingerprint(tmp_path) != before  # 0 alone moves the factor of cos and sin
+    assert text_fingerprint(tmp_path) != before  # 0 alone moves the factor of cos and sin
 
 
 @pytest.mark.parametrize("scale", ["plain", "mscale"])
@@ -182,25 +187,25 @@ def test_constants_of_the_arithmetic_matter(change):
 def test_large_pieces_are_sampled(folder, monkeypatch):
     """Training changes all values, so samples see it."""
     monkeypatch.setattr("ms4_train.weights.reading.fingerprint.WHOLE_VALUES", 256)
-    before = base_fingerprint(folder)
+    before = text_fingerprint(folder)
 
     def change(tensors):
         tensors["model.embed_tokens.weight"] *= 1.001
 
     rewrite(folder, change)
-    assert base_fingerprint(folder) != before
+    assert text_fingerprint(folder) != before
 
 
 @pytest.mark.parametrize(("index", "is_sampled"), [(0, True), (63, True), (64, False), (-65, False), (-64, True), (-1, True)])
 def test_samples_lie_at_both_ends_of_a_large_piece(folder, monkeypatch, index, is_sampled):
     monkeypatch.setattr("ms4_train.weights.reading.fingerprint.WHOLE_VALUES", 256)
-    before = base_fingerprint(folder)
+    before = text_fingerprint(folder)
 
     def change(tensors):
         tensors["model.embed_tokens.weight"].view(-1)[index] += 1
 
     rewrite(folder, change)
-    assert (base_fingerprint(folder) != before) == is_sampled
+    assert (text_fingerprint(folder) != before) == is_sampled
 
 
 def of_vision(make, path, **options):
@@ -235,10 +240,34 @@ def test_a_changed_tower_changes_that_of_the_vision_alone(tmp_path, name):
     assert (before[0] == after[0], before[1] == after[1]) == (True, False)
     layouts.hf_folder(tmp_path / "c")
     edit_json(tmp_path / "c" / "config.json", lambda content: content["vision_config"].update(rope_parameters={"rope_theta": 20000.0}))
-    assert base_fingerprint(tmp_path / "c") == before[0]
+    assert text_fingerprint(tmp_path / "c") == before[0]
     assert vision_fingerprint(open_checkpoint(tmp_path / "c")) != before[1]
 
 
 def test_text_fingerprints_are_those_of_earlier_versions(tmp_path):
     """Recorded before vision was read; adapters carry them."""
     assert of(layouts.native_folder, tmp_path) == "sha256:15e3ebcbc73cccfa38e27416d8e2699d03c5cda77952dbe51f18d4a7a504f026"
+
+
+def test_the_whole_is_text_and_vision(tmp_path):
+    layouts.native_folder(tmp_path / "seeing")
+    checkpoint = open_checkpoint(tmp_path / "seeing")
+    whole = base_fingerprint(tmp_path / "seeing")
+    assert whole == f"{text_fingerprint(tmp_path / 'seeing')}+{vision_fingerprint(checkpoint)}"
+    layouts.native_folder(tmp_path / "text", vision=False)
+    assert whole.startswith(base_fingerprint(tmp_path / "text") + "+")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "found", "of_text", "of_vision"),
+    [
+        ("a+v", "a+v", True, True),
+        ("a+v", "a+w", True, False),  # an adapter of the text alone fits whatever sees before it
+        ("a", "a+v", True, True),  # recorded before there was vision
+        ("a+v", "a", True, True),  # what the model lacks is found by the names of the tensors
+        ("a+v", "b+v", False, False),
+    ],
+)
+def test_which_bases_are_one(recorded, found, of_text, of_vision):
+    assert is_same_base(recorded, found, vision=False) == of_text
+    assert is_same_base(recorded, found, vision=True) == of_vision

@@ -42,7 +42,8 @@ def test_inspection_agrees_with_the_files(tmp_path, layout):
     assert found.families == (found.family,)
     assert found.tensors == len(stored)
     assert found.num_bytes == sum(tensor.nbytes for tensor in stored.values())
-    assert found.fingerprint == base_fingerprint(tmp_path)
+    whole = [value for value in (found.fingerprint, found.vision_fingerprint) if value is not None]
+    assert "+".join(whole) == base_fingerprint(tmp_path)
     assert (found.has_config, found.has_tokenizer, found.has_sums) == (True, True, True)
     assert "SYSTEM_PROMPT.txt" in found.companions
     assert len(found.files) == 2
