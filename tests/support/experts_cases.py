@@ -268,7 +268,7 @@ def violations(actual: dict[str, Tensor], case: Case, factor: float = 2.0) -> li
 
     The floor: a result can be stored no better than to the unit roundoff of its type, u = eps / 2, of its size, and plain torch is at times
     luckier than that. Of fewer than 32 numbers, such as the router's gradient of a single row, the error is no estimate of anything: the
-    floor is 4 u there, about twice what plain torch loses on larger ones. In fp32 it is 7 u, because the order of a sum decides, and torch's
+    floor is 4 u there, about twice what plain torch loses on larger ones. In fp32 it is 7 u: there the order of a sum decides, and torch's
     depends on the processor: its products lose 3 to 7 u on one, 2 on another, and a single row, of many short sums, 0.3 to 1.3. The
     router's gradient is fp32 but sums products of numbers of the call's type, hence its u for all.
     """
