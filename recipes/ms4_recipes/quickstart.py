@@ -11,9 +11,7 @@ import argparse
 import json
 import shutil
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ms4_recipes.steps import CONFIGS, Steps, shown, training_config
 from ms4_train.config import load_run
 from ms4_train.config.evaluation import EvalRun
-from ms4_train.config.schema import SftRun
 from ms4_train.errors import ConfigError, MS4Error
 from ms4_train.storage import atomic_write_text, storage_errors
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 MODEL = CONFIGS / "models" / "tiny.yaml"
 FULL = CONFIGS / "train" / "tiny_full.yaml"
 LORA = CONFIGS / "train" / "tiny_lora.yaml"
@@ -48,7 +45,7 @@ class Scale:
 
 
 @dataclass
-class Quickstart:
+class Quickstart(Steps):
     """One run of the quickstart: where its files lie, what it prints to, and the wall seconds of each step."""
 
     output: Path
@@ -60,15 +57,6 @@ class Quickstart:
     def tokenizer(self) -> Path:
         """The derived tokenizer file."""
         return self.output / "tekken.json"
-
-    @contextmanager
-    def step(self, name: str, command: str) -> Iterator[None]:
-        """Announce a step with the command that does the same, and time it."""
-        self.console.rule(f"[bold]{name}", align="left")
-        self.console.print(f"$ {command}", style="dim", markup=False, highlight=False, soft_wrap=True)
-        start = time.monotonic()
-        yield
-        self.seconds[name] = time.monotonic() - start
 
 
 def run(output: Path, *, scale: Scale = Scale(), console: Console | None = None) -> list[Claim]:
@@ -110,7 +98,7 @@ def make_base(quickstart: Quickstart) -> None:
     with quickstart.step("tokenizer", f"ms4 model tokenizer {tokenizer} --ranks {ranks}"):
         if not tokenizer.exists():
             derive_tokenizer(tokenizer, num_ranks=ranks)
-    with quickstart.step("fresh model", f"ms4 model init {_shown(MODEL)} {base} --tokenizer {tokenizer}"):
+    with quickstart.step("fresh model", f"ms4 model init {shown(MODEL)} {base} --tokenizer {tokenizer}"):
         if not base.exists():
             init_checkpoint(MODEL, base, seed=0, tokenizer_file=tokenizer)
 
@@ -132,10 +120,8 @@ def train(quickstart: Quickstart, name: str, file: Path, overrides: Sequence[str
 
     folder = quickstart.output / file.stem
     overrides = [f"output_dir={folder}", *overrides, *quickstart.scale.train_overrides]
-    with quickstart.step(name, f"ms4 train {_shown(file)} {' '.join(overrides)}"):
-        config = load_run(file, list(overrides))
-        if not isinstance(config, SftRun):
-            raise ConfigError("is not a training configuration.", file=file, key="recipe")
+    with quickstart.step(name, f"ms4 train {shown(file)} {' '.join(overrides)}"):
+        config = training_config(file, overrides)
         finished = folder / ("model" if config.adapter is None else "adapter")
         return finished if finished.exists() else sft.run(config)
     raise AssertionError("unreachable")
@@ -146,7 +132,7 @@ def evaluate(quickstart: Quickstart, name: str, label: str, overrides: Sequence[
     from ms4_recipes import evaluate as program
 
     overrides = [f"store={quickstart.output / 'results.sqlite'}", f"label={label}", *overrides, *quickstart.scale.evaluation_overrides]
-    with quickstart.step(name, f"ms4 eval {_shown(EVALUATION)} {' '.join(overrides)}"):
+    with quickstart.step(name, f"ms4 eval {shown(EVALUATION)} {' '.join(overrides)}"):
         config = load_run(EVALUATION, list(overrides))
         if not isinstance(config, EvalRun):
             raise ConfigError("is not an evaluation configuration.", file=EVALUATION, key="recipe")
@@ -200,16 +186,10 @@ def measure(before: dict[str, Any], after: dict[str, Any]) -> list[Claim]:
 
 def report(quickstart: Quickstart, claims: Sequence[Claim]) -> None:
     """Print where the time went and whether the claims hold."""
-    times = Table("step", "seconds", title="where the time went", title_justify="left")
-    times.columns[1].justify = "right"
-    for name, seconds in quickstart.seconds.items():
-        times.add_row(name, f"{seconds:.1f}")
-    times.add_section()
-    times.add_row("all", f"{sum(quickstart.seconds.values()):.1f}")
     table = Table("promise", "measured", "", title="what was promised", title_justify="left")
     for claim in claims:
         table.add_row(claim.text, claim.measured, "holds" if claim.holds else "[red]does not hold")
-    quickstart.console.print(times, table)
+    quickstart.console.print(quickstart.times(), table)
 
 
 def _task(report: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -218,10 +198,6 @@ def _task(report: dict[str, Any], kind: str) -> dict[str, Any]:
 
 def _mode(task: dict[str, Any], name: str) -> dict[str, Any]:
     return next(mode for mode in task["modes"] if mode["mode"] == name)
-
-
-def _shown(path: Path) -> str:
-    return str(path.relative_to(CONFIGS.parent))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,12 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ms4_recipes import digit_rows, sft
-from ms4_train.config import load_run
-from ms4_train.config.schema import SftRun
-from ms4_train.errors import ConfigError, MS4Error
+from ms4_recipes.steps import CONFIGS, Steps, shown, training_config
+from ms4_train.errors import MS4Error
 from ms4_train.storage import storage_errors
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 TEXT_MODEL, VISION_MODEL = CONFIGS / "models" / "tiny.yaml", CONFIGS / "models" / "tiny-vision.yaml"
 TEXT_RUN, VISION_RUN = CONFIGS / "train" / "tiny_full.yaml", CONFIGS / "train" / "tiny_lora_vision.yaml"
 # A few hundred different questions: nothing is held out, and nothing is worth saving on the way.
@@ -43,22 +39,13 @@ class Scale:
 
 
 @dataclass
-class Lesson:
+class Lesson(Steps):
     """One run: where its files lie, what it prints to, and the wall seconds of each step."""
 
     output: Path
     scale: Scale = Scale()
     console: Console = field(default_factory=Console)
     seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def step(self, name: str, command: str) -> Iterator[None]:
-        """Announce a step with the command that does the same, and time it."""
-        self.console.rule(f"[bold]{name}", align="left")
-        self.console.print(f"$ {command}", style="dim", markup=False, highlight=False, soft_wrap=True)
-        start = time.monotonic()
-        yield
-        self.seconds[name] = time.monotonic() - start
 
 
 def run(output: Path, *, scale: Scale = Scale(), console: Console | None = None) -> dict[str, float]:
@@ -95,7 +82,7 @@ def make_base(lesson: Lesson) -> Path:
     from ms4_train.weights.add_vision import add_vision
 
     fresh, tokenizer, rows = lesson.output / "fresh", lesson.output / "tekken.json", lesson.output / "text.jsonl"
-    with lesson.step("fresh text model", f"ms4 model init {_shown(TEXT_MODEL)} {fresh} --tokenizer {tokenizer}"):
+    with lesson.step("fresh text model", f"ms4 model init {shown(TEXT_MODEL)} {fresh} --tokenizer {tokenizer}"):
         if not tokenizer.exists():
             derive_tokenizer(tokenizer, num_ranks=512)
         if not fresh.exists():
@@ -104,11 +91,11 @@ def make_base(lesson: Lesson) -> Path:
     text_model = lesson.output / "text" / "model"
     overrides = [f"output_dir={text_model.parent}", f"model.path={fresh}", f"data.train.0.path={rows}", *TEXT_OVERRIDES]
     overrides += lesson.scale.train_overrides
-    with lesson.step("training on text", f"ms4 train {_shown(TEXT_RUN)} {' '.join(overrides)}"):
+    with lesson.step("training on text", f"ms4 train {shown(TEXT_RUN)} {' '.join(overrides)}"):
         if not text_model.exists():
-            sft.run(_sft_run(TEXT_RUN, overrides))
+            sft.run(training_config(TEXT_RUN, overrides))
     base = lesson.output / "base"
-    with lesson.step("vision tower", f"ms4 model add-vision {text_model} {base} --vision {_shown(VISION_MODEL)}"):
+    with lesson.step("vision tower", f"ms4 model add-vision {text_model} {base} --vision {shown(VISION_MODEL)}"):
         if not base.exists():
             add_vision(text_model, base, vision_yaml=VISION_MODEL, seed=0)
     return base
@@ -119,9 +106,9 @@ def train(lesson: Lesson, name: str, base: Path, rows: Path, preset: str) -> Pat
     folder = lesson.output / preset
     overrides = [f"output_dir={folder}", f"model.path={base}", f"data.train.0.path={rows}", f"adapter.preset={preset}", *VISION_OVERRIDES]
     overrides += lesson.scale.train_overrides
-    with lesson.step(name, f"ms4 train {_shown(VISION_RUN)} {' '.join(overrides)}"):
+    with lesson.step(name, f"ms4 train {shown(VISION_RUN)} {' '.join(overrides)}"):
         if not (folder / "adapter").exists():
-            sft.run(_sft_run(VISION_RUN, overrides))
+            sft.run(training_config(VISION_RUN, overrides))
     return folder / "adapter"
 
 
@@ -150,27 +137,10 @@ def accuracy(lesson: Lesson, name: str, base: Path, adapter: Path | None, pictur
 
 def report(lesson: Lesson, accuracies: dict[str, float], count: int) -> None:
     """Print where the time went, and what was learned."""
-    times = Table("step", "seconds", title="where the time went", title_justify="left")
-    times.columns[1].justify = "right"
-    for name, seconds in lesson.seconds.items():
-        times.add_row(name, f"{seconds:.1f}")
-    times.add_section()
-    times.add_row("all", f"{sum(lesson.seconds.values()):.1f}")
     table = Table("adapter", f"accuracy on {count} held-out pictures", title="what was learned (chance is 10 %)", title_justify="left")
     for label, key in (("none: tower of random weights", "before"), ("language", "language"), ("all: vision, projector, language", "all")):
         table.add_row(label, f"{100 * accuracies[key]:.1f} %")
-    lesson.console.print(times, table)
-
-
-def _sft_run(file: Path, overrides: Sequence[str]) -> SftRun:
-    config = load_run(file, list(overrides))
-    if not isinstance(config, SftRun):
-        raise ConfigError("is not a training configuration.", file=file, key="recipe")
-    return config
-
-
-def _shown(path: Path) -> str:
-    return str(path.relative_to(CONFIGS.parent))
+    lesson.console.print(lesson.times(), table)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
