@@ -47,7 +47,7 @@ def adaptable_parts(model: nn.Module) -> dict[str, Adaptable]:
     assert isinstance(config, TextConfig)
     found: dict[str, Adaptable] = {}
     for name, outer in plain_modules(model):
-        module = _inside(outer)
+        module = base_module(outer)
         if isinstance(module, Mistral4Experts):
             width, hidden_size, experts = config.moe_intermediate_size, config.hidden_size, config.n_routed_experts
             found[f"{name}.gate_up_proj"] = Adaptable("stack", 2 * width, hidden_size, experts)
@@ -61,7 +61,7 @@ def adaptable_parts(model: nn.Module) -> dict[str, Adaptable]:
     return found
 
 
-def _inside(module: nn.Module) -> nn.Module:
+def base_module(module: nn.Module) -> nn.Module:
     """The module of the base, without what adapters put in its place."""
     if isinstance(module, AdaptedModule):
         return module.base_layer

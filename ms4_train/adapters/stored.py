@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ms4_train.adapters.adaptable import STACKS, Adaptable, adaptable_parts
 from ms4_train.adapters.complete import check_complete, expected_shapes
 from ms4_train.adapters.ends import matched
-from ms4_train.adapters.half_saved import HALF_SAVED_FIX, LostShare, lost_share, occupancy
+from ms4_train.adapters.half_saved import HALF_SAVED_FIX, find_lost_share
 from ms4_train.adapters.peft_config import saved_modules, section_from_peft
 from ms4_train.adapters.peft_format import adapted_stacks, from_peft, is_vision_name, other_tensors, own_name, stored_name
 from ms4_train.adapters.stack_layout import StackLayout, StackShapes, find_layout
@@ -125,7 +125,7 @@ def read_adapter(model: nn.Module, found: AdapterFolder, *, base_fingerprint: st
             layout=layout or StackLayout.NEW,
         )
         check_complete(tensors, expected_shapes(model, section, parts))
-        _check_values(tensors)
+        _check_values(tensors, model)
     except AdapterError as error:
         raise AdapterError(error.message, file=found.weights, key=error.key, fix=error.fix) from None
     return StoredAdapter(section, tensors, layout)
@@ -157,30 +157,6 @@ def read_object(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise AdapterError("must hold one JSON object.", file=file, fix="copy the file again.")
     return content
-
-
-def find_lost_share(tensors: Mapping[str, Tensor]) -> LostShare | None:
-    """What is left of a half-saved adapter, from its parameters under our names; None for a sound one."""
-    linears, stacks = [], []
-    for name, a in tensors.items():
-        other = _other_side(name)
-        if other is None or other not in tensors:
-            continue
-        b = tensors[other]
-        is_stack = a.ndim == 3
-        where = occupancy(name, a if is_stack else a[None], b if is_stack else b[None])
-        if where is not None:
-            (stacks if is_stack else linears).append(where)
-    return lost_share(linears) or lost_share(stacks)
-
-
-def _other_side(name: str) -> str | None:
-    """The name of B for the name of A; None for any other parameter and for an embedding, whose A has a column per token seen."""
-    if ".lora_A." in name:
-        return name.replace(".lora_A.", ".lora_B.")
-    ends = {"gate_up_a_erd": "gate_up_b_eir", "down_a_ern": "down_b_edr"}
-    owner, _, leaf = name.rpartition(".")
-    return f"{owner}.{ends[leaf]}" if leaf in ends else None
 
 
 def _refuse_other_base(found: AdapterFolder, fingerprint: str | None) -> None:
@@ -242,7 +218,7 @@ def _without_base_copies(stored: dict[str, Tensor], model: nn.Module, section: A
     return kept
 
 
-def _check_values(tensors: Mapping[str, Tensor]) -> None:
+def _check_values(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
     stacks = adapted_stacks(tensors)
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
@@ -252,7 +228,7 @@ def _check_values(tensors: Mapping[str, Tensor]) -> None:
                 key=stored_name(name, stacks),
                 fix="go back to an adapter from before training diverged.",
             )
-    lost = find_lost_share(tensors)
+    lost = find_lost_share(tensors, model)
     if lost is not None:
         raise AdapterError(f"the adapter {lost.message}", key=stored_name(lost.name, stacks), fix=HALF_SAVED_FIX)
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ms4_train.adapters.export import AdapterBase, find_base
-from ms4_train.adapters.peft_format import other_tensors, own_name, stored_modules
-from ms4_train.adapters.stored import AdapterFolder, check_sum, find_lost_share, open_adapter, read_adapter, read_tensors
+from ms4_train.adapters.half_saved import find_lost_share
+from ms4_train.adapters.peft_format import other_tensors, own_name, parameter_name, stored_modules
+from ms4_train.adapters.stored import AdapterFolder, check_sum, open_adapter, read_adapter, read_tensors
 from ms4_train.adapters.vllm_split import is_fused
 from ms4_train.errors import AdapterError, MS4Error
 from ms4_train.weights.reading.loading import empty_model
@@ -134,17 +135,18 @@ def _check(found: AdapterFolder, base: AdapterBase | None, stored: Mapping[str, 
 
 def _check_alone(stored: Mapping[str, Tensor]) -> None:
     """What can be told without knowing the model."""
-    ours: dict[str, Tensor] = {}
+    copies = [name for name in other_tensors(stored) if not name.endswith(".base_layer.weight")]
+    whole = {own_name(name).rpartition(".")[0] for name in copies}
+    ours = {parameter_name(name, whole): name for name in stored}
     for name, tensor in stored.items():
         if not bool(torch.isfinite(tensor).all()):
             raise AdapterError("holds values that are NaN or infinite.", key=name)
         for side, other in (("A", "B"), ("B", "A")):
             if f".lora_{side}." in name and name.replace(f".lora_{side}.", f".lora_{other}.") not in stored:
                 raise AdapterError(f"is there, but lora_{other} is missing.", key=name)
-        ours[name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.")] = tensor
-    lost = find_lost_share(ours)
+    lost = find_lost_share({name: stored[key] for name, key in ours.items()})
     if lost is not None:
-        raise AdapterError(f"the adapter {lost.message}", key=lost.name)
+        raise AdapterError(f"the adapter {lost.message}", key=ours[lost.name])
 
 
 def _targets(stored: Mapping[str, Tensor], experts: int) -> list[TargetSummary]:

@@ -26,7 +26,8 @@ from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 from ms4_train.chat.derive import MAX_TOKENIZER_BYTES, NUM_BYTES
 from ms4_train.chat.encode import EncodedPrompt, EncodedRow, RowEncoder, Turns
-from ms4_train.chat.images import ImageSpec, SizeEncoder, image_encoder
+from ms4_train.chat.image_encoders import SizeEncoder, image_encoder
+from ms4_train.chat.images import ImageSpec
 from ms4_train.chat.messages import read_prompt, read_row
 from ms4_train.chat.request import ImageToChunk, to_request
 from ms4_train.chat.special_ids import SpecialIds

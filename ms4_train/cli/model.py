@@ -79,8 +79,7 @@ def add_vision(
 ) -> None:
     """Put a fresh vision tower and projector before a text model, for a training that teaches it to see.
 
-    The text network keeps its values, so adapters of BASE fit OUT too. The projector ends in zeros: until it is trained, a picture changes
-    no answer. Nothing but the vision section of the model file is used.
+    The text network keeps its values, so adapters of BASE fit OUT too. Nothing but the vision section of the model file is used.
     """
     from ms4_train.cli.inspection import inspect_folder, print_inspection
     from ms4_train.weights.add_vision import add_vision as write

@@ -85,7 +85,7 @@ class ImagesSection(Section):
         default=None, description="Folder that paths in rows start at and may not leave; default: the folder of the source's file."
     )
     max_bytes: PositiveInt = Field(default=32 << 20, description="Bytes of one encoded image.")
-    max_pixels: PositiveInt = Field(default=40_000_000, description="Pixels of one image, by its header, before it is decoded.")
+    max_pixels: PositiveInt = Field(default=12_500_000, description="Pixels of one image, by its header; half of it for WebP.")
     max_side: PositiveInt = Field(default=16_384, description="Pixels of an image's longer side.")
     allowed_hosts: list[str] = Field(default=[], description="Hosts that images may be fetched from; none by default.")
     workers: PositiveInt = Field(default=2, description="Processes per rank that decode images.")
@@ -198,6 +198,11 @@ _REFUSED_STARTS = {
 def _known_start(start: object) -> object:
     if start is True:
         return "default"  # PEFT's spelling
+    if start is False:  # PEFT's too
+        raise ValueError(
+            "false is not offered: B stays random, so that the adapter changes the model before the first step; "
+            "take default, gaussian, orthogonal, pissa or olora"
+        )
     if isinstance(start, str) and start in _REFUSED_STARTS:
         raise ValueError(f"{start} is not offered: {_REFUSED_STARTS[start]}; take default, gaussian, orthogonal, pissa or olora")
     return start
@@ -263,13 +268,15 @@ class AdapterSection(Section):
     def _fits_together(self) -> AdapterSection:
         if not self.target_modules and not self.target_parameters and not self.modules_to_save:
             raise ValueError("target_modules and target_parameters are both empty; name at least one target")
+        # A router's target ends in its parameter's name, "weight"; a stack's does not.
+        routers_only = all(target.endswith("weight") for target in self.target_parameters)
+        bare = "names a router: its weight is a bare parameter, and PEFT's wrapper of one takes no"
         if self.target_parameters and self.lora_dropout > 0:
-            raise ValueError("lora_dropout must be 0 when target_parameters names stacked experts (PEFT files cannot express it)")
+            why = f"{bare} dropout" if routers_only else "names stacked experts (PEFT files cannot express it)"
+            raise ValueError(f"lora_dropout must be 0 when target_parameters {why}")
         if self.target_parameters and self.use_dora:
-            raise ValueError(
-                "use_dora must be false when target_parameters names stacked experts: "
-                "it needs the length of every expert's rows, and PEFT files cannot express it"
-            )
+            stacks = "names stacked experts: it needs the length of every expert's rows, and PEFT files cannot express it"
+            raise ValueError(f"use_dora must be false when target_parameters {f'{bare} DoRA' if routers_only else stacks}")
         start = self.init_lora_weights
         if self.target_parameters and start.startswith(("pissa", "olora")):
             raise ValueError(f"init_lora_weights {start} decomposes whole matrices; it is not computed for target_parameters")

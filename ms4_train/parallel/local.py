@@ -61,7 +61,8 @@ class LocalEngine:
 
     def backward(self, loss: Tensor, *, is_last_micro_batch: bool) -> None:
         """Add the gradient of ``loss``; see ``TrainEngine.backward``."""
-        loss.backward()
+        if loss.requires_grad:  # not where nothing trained took part: an adapter on the vision, and rows without images
+            loss.backward()
 
     def step(self, learning_rate: float, max_grad_norm: float) -> float:
         """Clip, update, clear gradients; returns the gradient norm before clipping. Nothing is updated when the norm is not finite.

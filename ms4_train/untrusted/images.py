@@ -6,7 +6,7 @@ read, told apart by content; of an animation the first frame, as mistral-common 
 CMYK, 16-bit and transparent pictures become RGB exactly as mistral-common makes them (on white).
 
 Memory while decoding, in bytes per pixel: 3 for RGB, 3 more where it is turned, 4 more where there is transparency, 6 more for a
-progressive JPEG, 16 for WebP: up to 400 MB at the default limits. No other part of a file is unpacked.
+progressive JPEG, 16 for WebP: up to 160 MB at the default limits. No other part of a file is unpacked.
 
 Exercise it: ``pytest tests/ms4_train/untrusted/test_images.py``.
 
@@ -16,6 +16,7 @@ decoding only.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -30,10 +31,13 @@ from ms4_train.untrusted.image_header import ImageHeader, read_image_header
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAX_SCAN_PIXELS = 400_000_000
-"""Scans of a progressive JPEG times its pixels; an ordinary one has about ten scans. So many take about a second to decode."""
+MAX_SCAN_PIXELS = 125_000_000
+"""Scans of a progressive JPEG times its pixels; an ordinary one has ten scans. So many take up to half a second to decode."""
 
-_STRIP_PIXELS = 1 << 20
+MAX_SCAN_BYTES = 10 << 20
+"""Of a JPEG in several scans: unpacking them takes twice as long as a baseline JPEG's. A photograph of 12 megapixels has up to 7 MB."""
+
+_STRIP_PIXELS = 1 << 16
 # The transposition that undoes each EXIF orientation, by the names in PIL.Image.Transpose.
 _TRANSPOSE = {
     2: "FLIP_LEFT_RIGHT",
@@ -52,12 +56,13 @@ class ImageLimits:
 
     Attributes:
         max_bytes: size of the file.
-        max_pixels: width times height; half of it for WebP, whose decoder takes twice the memory of the others.
+        max_pixels: width times height; half of it for WebP, whose decoder takes twice the memory of the others. A photograph of
+            4032 x 3024 fits.
         max_side: the longer side.
     """
 
     max_bytes: int = 32 << 20
-    max_pixels: int = 40_000_000
+    max_pixels: int = 12_500_000
     max_side: int = 16_384
 
 
@@ -122,11 +127,16 @@ def decode_image(image: EncodedImage, limits: ImageLimits = DEFAULT_LIMITS) -> I
         header = _checked_header(handle, limits, path)
         if header.displayed_size != (image.width, image.height):
             raise ImageError("has changed since it was checked.", file=path, fix="leave the images alone during a run.")
-        pieces = []
-        for start, stop in header.kept:
-            handle.seek(start)
-            pieces.append(handle.read(stop - start))
-    return _decode(b"".join([*pieces, header.suffix]), header, path)
+        data = _kept_bytes(handle, header)
+    return _decode(data, header, path)
+
+
+def _kept_bytes(handle: BinaryIO, header: ImageHeader) -> bytes:
+    pieces = []
+    for start, stop in header.kept:
+        handle.seek(start)
+        pieces.append(handle.read(stop - start))
+    return b"".join([*pieces, header.suffix])
 
 
 def _checked_header(handle: BinaryIO, limits: ImageLimits, path: Path | None) -> ImageHeader:
@@ -137,14 +147,21 @@ def _checked_header(handle: BinaryIO, limits: ImageLimits, path: Path | None) ->
         header = read_image_header(handle)
         width, height = header.width, header.height
         shown = f"is {width:,} x {height:,} pixels"
-        fix = "make the picture smaller; the model sees it at 1540 x 1540 pixels at most."
+        fix = "make the picture smaller (the model sees it at 1540 x 1540 pixels at most)"
         if max(width, height) > limits.max_side:
-            raise ImageError(f"{shown}; a side may have at most {limits.max_side:,}.", fix=fix)
+            raise ImageError(f"{shown}; a side may have at most {limits.max_side:,}.", fix=f"{fix}, or raise data.images.max_side.")
         most = limits.max_pixels // (2 if header.format == "WEBP" else 1)
         if width * height > most:
-            raise ImageError(f"{shown}, {width * height:,} in all; at most {most:,} are read of a {header.format}.", fix=fix)
+            raise ImageError(
+                f"{shown}, {width * height:,} in all; at most {most:,} are read of a {header.format}.",
+                fix=f"{fix}, or raise data.images.max_pixels.",
+            )
         if header.scans > 1 and header.scans * width * height > MAX_SCAN_PIXELS:
             raise ImageError(f"{shown} in {header.scans:,} scans, which takes too long to decode.", fix="save it as a baseline JPEG.")
+        if header.scans > 1 and sum(stop - start for start, stop in header.kept) > MAX_SCAN_BYTES:
+            raise ImageError(
+                f"has {header.scans:,} scans; at most {MAX_SCAN_BYTES:,} bytes are read of such a JPEG.", fix="save it as a baseline JPEG."
+            )
     except ImageError as error:
         raise type(error)(error.message, file=path, fix=error.fix) from None
     except OSError as error:
@@ -158,7 +175,10 @@ def _decode(data: bytes, header: ImageHeader, path: Path | None) -> Image:
     try:
         picture = _decode_as_stored(data, header)
         turn = _TRANSPOSE.get(header.orientation)
-        return picture.transpose(Transpose[turn]) if turn else picture
+        if turn is None:
+            return picture
+        with contextlib.closing(picture):
+            return picture.transpose(Transpose[turn])
     except MemoryError:
         raise ImageError("does not fit into memory.", file=path, fix="make the picture smaller.") from None
     # Pillow's decoders raise whatever their parsing trips over: SyntaxError, OSError, ValueError, struct.error, zlib.error, IndexError ...
@@ -177,7 +197,7 @@ def _decode_as_stored(data: bytes, header: ImageHeader) -> Image:
         "WEBP": WebPImagePlugin.WebPImageFile,
         "GIF": GifImagePlugin.GifImageFile,
     }
-    with decoders[header.format](io.BytesIO(data)) as picture:
+    with io.BytesIO(data) as stream, decoders[header.format](stream) as picture:
         if picture.size != (header.width, header.height):
             raise ValueError("it holds two different sizes")
         picture.load()
@@ -197,4 +217,5 @@ def _rgb(picture: Image) -> Image:
         white = images.new("RGBA", strip.size, "WHITE")
         white.paste(strip, (0, 0), strip)
         out.paste(white.convert("RGB"), (0, top))
+    picture.close()  # now: Pillow's readers stand in reference cycles, so their pixels would stay until the next collection
     return out

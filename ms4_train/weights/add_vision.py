@@ -3,16 +3,13 @@
 Exercise it: ``ms4 model add-vision BASE OUT --vision configs/models/tiny-vision.yaml`` and
 ``pytest tests/ms4_train/weights/test_add_vision.py``.
 
-The projector's last matrix starts at zero, as LoRA's B does: a picture then changes no answer until it is trained, and neither does the
-chance of its random weights. Not covered: teaching it to see.
+Not covered: teaching it to see. What comes out answers text as before and knows nothing of images.
 """
 
 from __future__ import annotations
 
 import itertools
 from pathlib import Path
-
-import torch
 
 from ms4_train.errors import ConfigError, WeightsError
 from ms4_train.weights.init import random_tensors, read_whole_model_file
@@ -21,11 +18,9 @@ from ms4_train.weights.reading.checkpoint import open_checkpoint
 from ms4_train.weights.reading.loading import expected_shapes, load_model
 from ms4_train.weights.writer import save_model
 
-LAST_MATRIX = "multi_modal_projector.linear_2.weight"
-
 
 def add_vision(base: str | Path, out: str | Path, *, vision_yaml: str | Path, seed: int) -> Path:
-    """Write ``base`` with a random tower, and a projector that ends in zeros.
+    """Write ``base`` with a random tower and projector.
 
     Its text keeps values and fingerprint, so that adapters of it still fit.
 
@@ -54,7 +49,6 @@ def add_vision(base: str | Path, out: str | Path, *, vision_yaml: str | Path, se
         )
     model = load_model(base, dtype=checkpoint.dtype)
     fresh = {name: shape for name, shape in expected_shapes(text, vision).items() if is_vision_name(name)}
-    last = {LAST_MATRIX: torch.zeros(fresh.pop(LAST_MATRIX), dtype=checkpoint.dtype)}
-    tensors = itertools.chain(model.state_dict().items(), random_tensors(fresh, seed, text.initializer_range), last.items())
+    tensors = itertools.chain(model.state_dict().items(), random_tensors(fresh, seed, text.initializer_range))
     save_model(tensors, out, config=text, vision=vision, dtype=checkpoint.dtype, base=checkpoint, replace=False)
     return Path(out)

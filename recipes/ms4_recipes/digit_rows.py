@@ -1,6 +1,6 @@
 """Rows about digits: text that teaches their names, and handwritten ones as pictures, asked in words.
 
-The pictures are scikit-learn's 1,797 digits of 8 x 8 grey values, each value a square of pixels. The last fifth is held out.
+The pictures are scikit-learn's 1,797 digits of 8 x 8 grey values, made larger to what becomes one image token. The last fifth is held out.
 Exercise it: ``pytest tests/recipes/ms4_recipes/test_digit_rows.py``.
 """
 
@@ -20,8 +20,8 @@ from ms4_train.storage import atomic_write_text
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 QUESTION = "Which digit is in the picture?"
-PIXELS = 7
-"""Side of the square that a grey value becomes: 56 pixels in all, four image tokens of 28 x 28 pixels."""
+PIXELS = 28
+"""Side of a picture: one image token."""
 HELD_OUT = 360
 
 
@@ -87,5 +87,5 @@ def _png(values: Any) -> bytes:
 
     small = Image.fromarray((values.reshape(8, 8) * 255 / 16).round().astype("uint8"))
     buffer = io.BytesIO()
-    small.resize((8 * PIXELS, 8 * PIXELS), Image.Resampling.NEAREST).save(buffer, "PNG")
+    small.resize((PIXELS, PIXELS), Image.Resampling.BICUBIC).save(buffer, "PNG")
     return buffer.getvalue()

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ms4_train.adapters import adapter_tensors, plain_adapter, save_adapter
-from ms4_train.model import Mistral3ForConditionalGeneration
 from ms4_train.parallel import TrainEngine
 from ms4_train.weights import open_checkpoint, save_model
+from ms4_train.weights.layouts.model_config import read_model_config
 
 if TYPE_CHECKING:
     from ms4_recipes.sft import Plan
@@ -49,7 +49,7 @@ def export(plan: Plan, engine: TrainEngine) -> Path:
             folder,
             section=section,
             config=plan.model.config,
-            vision=plan.model.vision_config if isinstance(plan.model, Mistral3ForConditionalGeneration) else None,
+            vision=read_model_config(config.model.path).vision,  # the base's, also where the run left it out: names depend on it
             base_path=config.model.path,
             base_fingerprint=plan.base_fingerprint,
         )

@@ -117,8 +117,17 @@ def spare_vision(model: Mistral4ForCausalLM, *, is_adapter: bool) -> None:
     """Freeze tower and projector: from text they get no gradient, and weight decay alone would shrink them.
 
     An adapter on them stays as it is, with a warning.
+
+    Raises:
+        ConfigError: nothing else is trained.
     """
     trained = [parameter for name, parameter in model.named_parameters() if parameter.requires_grad and is_vision_name(name)]
+    if trained and len(trained) == sum(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            "the adapter is on the vision alone, and no training row holds an image: nothing would be learned.",
+            key="adapter",
+            fix="give rows with images, or choose another preset.",
+        )
     if trained and is_adapter:
         _LOG.warning("the training rows hold no images: the adapter's %d tensors on the vision will learn nothing.", len(trained))
     elif trained:

@@ -22,11 +22,11 @@ from ms4_recipes.steps import CONFIGS, Steps, shown, training_config
 from ms4_train.errors import MS4Error
 from ms4_train.storage import storage_errors
 
-TEXT_MODEL, VISION_MODEL = CONFIGS / "models" / "tiny.yaml", CONFIGS / "models" / "tiny-vision.yaml"
+TEXT_MODEL, VISION_MODEL = CONFIGS / "models" / "tiny.yaml", CONFIGS / "models" / "tiny-vision-narrow.yaml"
 TEXT_RUN, VISION_RUN = CONFIGS / "train" / "tiny_full.yaml", CONFIGS / "train" / "tiny_lora_vision.yaml"
 # A few hundred different questions: nothing is held out, and nothing is worth saving on the way.
 TEXT_OVERRIDES = ("data.validation_fraction=0", "training.eval_strategy=no", "training.save_strategy=no")
-VISION_OVERRIDES = (*TEXT_OVERRIDES, "training.num_train_epochs=8")
+VISION_OVERRIDES = (*TEXT_OVERRIDES, "training.num_train_epochs=10")
 
 
 @dataclass(frozen=True)

@@ -159,15 +159,19 @@ def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
             config.data, tokenizer, batch_size=training.per_device_eval_batch_size, max_rows=training.eval_max_rows, **place
         )
         if not eval_batches:
+            tried = config.data.validation_fraction > 0 and not config.data.validation
+            # Rows that ask the same stay on one side, so of few questions a small share may be none.
+            why = f": of {rows.survey.rows_read:,} rows none fell into {config.data.validation_fraction:g} of them" if tried else ""
             raise ConfigError(
-                f"is {training.eval_strategy}, but there are no validation rows.",
+                f"is {training.eval_strategy}, but there are no validation rows{why}.",
                 key="training.eval_strategy",
-                fix="set data.validation or data.validation_fraction.",
+                fix="raise data.validation_fraction, or set no." if tried else "set data.validation or data.validation_fraction.",
             )
     length = run_length(config, loader, mesh)
 
     base = base_fingerprint(config.model.path)
-    prepared = prepare_model(config, mesh, base, images=rows.survey.images > 0)
+    # Of a stream only the first rows were looked at: images may come later.
+    prepared = prepare_model(config, mesh, base, images=rows.has_images or (rows.is_streaming and config.model.vision != "skip"))
     if rows.has_images:
         require_vision(prepared.model, tokenizer)
 

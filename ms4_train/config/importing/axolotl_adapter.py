@@ -95,17 +95,18 @@ def _dropout(draft: Draft, parameters: list[str]) -> None:
 def _target_modules(draft: Draft, parameters: list[str]) -> None:
     """Evaluate the target on the released model's names, and write down what it means."""
     names, target = adaptable_names(), draft.value(("lora_target_modules",))
-    key = "lora_target_modules"
-    if isinstance(target, str) and target != "all-linear":
+    takes_all = bool(draft.boolean("lora_target_linear"))
+    key = "lora_target_linear" if takes_all else "lora_target_modules"
+    if isinstance(target, str) and target != "all-linear" and not takes_all:
         matched = matching_names(target, names, how="fullmatch", key=key)
-    elif target == "all-linear" or draft.boolean("lora_target_linear"):
-        key = key if target == "all-linear" else "lora_target_linear"
-        matched = [name for name in names if not name.endswith(("lm_head", "embed_tokens"))]
-        if draft.text("processor_type") is None:
-            matched = [name for name in matched if is_text(name)]
     else:
-        wanted = draft.texts(key) or []
-        matched = [name for name in names if any(name == end or name.endswith(f".{end}") for end in wanted)]
+        # With lora_target_linear axolotl puts the target into a list with the names of all linear modules. In a list it is an end of names,
+        # even if it was written as a pattern.
+        wanted = [] if target == "all-linear" else draft.texts("lora_target_modules") or []
+        found = {name for name in names if any(name == end or name.endswith(f".{end}") for end in wanted)}
+        if takes_all or target == "all-linear":
+            found |= _all_linear(draft, names)
+        matched = [name for name in names if name in found]
     matched = _in_layers(draft, matched)
     if not matched and not parameters:
         raise ConfigError(
@@ -115,8 +116,16 @@ def _target_modules(draft: Draft, parameters: list[str]) -> None:
             key=key,
             fix=f"name some of {', '.join(MLA_PROJECTIONS)}.",
         )
-    draft.put(key, ("adapter", "target_modules"), _ends(matched, names), f"matches {len(matched)} of {len(names)} modules")
+    source = f"lora_target_modules, {key}" if takes_all and target is not None else key
+    note = f"{'true adds all linear modules; ' if takes_all else ''}matches {len(matched)} of {len(names)} modules"
+    draft.put(source, ("adapter", "target_modules"), _ends(matched, names), note)
     _warn_of_coverage(draft, key, matched, names)
+
+
+def _all_linear(draft: Draft, names: list[str]) -> set[str]:
+    """All linear modules but the head; those of the vision part where the original loads it."""
+    linear = {name for name in names if not name.endswith(("lm_head", "embed_tokens"))}
+    return linear if draft.text("processor_type") is not None else set(filter(is_text, linear))
 
 
 def _in_layers(draft: Draft, matched: list[str]) -> list[str]:
@@ -157,7 +166,8 @@ def _warn_of_coverage(draft: Draft, key: str, matched: list[str], names: list[st
         draft.warn(f"{key}: {what} The original trains far less than it seems to say.")
         draft.comment(("adapter", "target_modules"), f"The original {what}", _ALL_TEXT, _PRESET)
     elif not some and found:
-        draft.warn(f"{key}: matches no projection of attention.")
+        sees = "only modules of the vision; the text network has none of these names" if not any(map(is_text, matched)) else None
+        draft.warn(f"{key}: matches {sees or 'no projection of attention'}.")
     heads = [name for name in matched if name.endswith(("lm_head", "embed_tokens"))]
     if heads:
         draft.warn(f"{key}: matches {', '.join(map(kind_of, heads))} too.")

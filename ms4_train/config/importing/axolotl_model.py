@@ -21,6 +21,8 @@ def translate_model(draft: Draft) -> None:
     base = draft.text("base_model")
     if base is None:
         raise ConfigError("this key is missing.", file=draft.document.file, line=1, key="base_model", fix="name the base model.")
+    if _is_hub_name(base) and "small-4" not in base.lower():
+        draft.warn(f"base_model: {base[:80]} does not look like Mistral Small 4, the one model that is trained here.")
     held = _quantised_base(draft)
     if held is None:
         _plain_base(draft, base)

@@ -17,7 +17,7 @@ from support.images import encoded, exif, hostile_bytes, picture
 from support.tokenizers import tiny_tokenizer
 
 from ms4_train.chat import ImageSpec, image_tokens, to_image_batch
-from ms4_train.chat.images import image_encoder, image_token_ids
+from ms4_train.chat.images import image_token_ids
 from ms4_train.errors import ImageError, TokenizerError
 from ms4_train.untrusted import ImageLimits, inspect_image
 
@@ -60,6 +60,7 @@ IMAGES = {
     "rgb": lambda: encoded(picture(61, 47)),
     "one pixel": lambda: encoded(picture(1, 1)),
     "whole cells": lambda: encoded(picture(56, 28)),
+    "several strips": lambda: encoded(picture(1601, 130)),
     "long": lambda: encoded(picture(2000, 11), "JPEG"),
     "larger than the model sees": lambda: encoded(picture(1700, 300), "WEBP"),
     "transparent": lambda: encoded(picture(61, 47, "RGBA")),
@@ -79,7 +80,7 @@ def test_tokens_and_pixels_are_mistral_commons(name: str) -> None:
     assert image_token_ids(grid, tiny_tokenizer().ids) == expected.tokens
     batch = to_image_batch([image], RELEASE)
     assert batch.grids == ((grid.rows * 2, grid.columns * 2),)
-    # Exactly: it is the same function on the same pixels.
+    # Exactly: the same operations of OpenCV and NumPy on the same pixels.
     height, width = grid.rows * 28, grid.columns * 28
     pixels = batch.patches_pi.reshape(grid.rows * 2, grid.columns * 2, 3, 14, 14).permute(2, 0, 3, 1, 4).reshape(3, height, width)
     assert pixels.dtype == torch.float32
@@ -135,7 +136,3 @@ def test_spec_and_model_must_fit() -> None:
         with pytest.raises(TokenizerError) as caught:
             RELEASE.check_model(**{"patch_size": 14, "merge": 2, "max_size": 1540, **wrong})
         assert caught.value.key == key
-
-
-def test_the_encoder_given_to_mistral_common_is_its_own() -> None:
-    assert type(image_encoder(RELEASE, tiny_tokenizer().ids)) is ImageEncoder

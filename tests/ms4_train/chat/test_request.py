@@ -8,7 +8,7 @@ from support.images import encoded, picture
 from support.rows import tool_row
 
 from ms4_train.chat import ChatRow, ImagePart, Message, read_row
-from ms4_train.chat.images import SizeEncoder
+from ms4_train.chat.image_encoders import SizeEncoder
 from ms4_train.chat.request import to_request
 from ms4_train.untrusted import inspect_image
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from support.checkpoints import full_section, our_logits, randomise, relative_error, saved_tiny
 from typer.testing import CliRunner
 
@@ -51,7 +50,7 @@ def test_tokenizer_then_model(tmp_path):
 
 
 def test_a_text_model_is_given_eyes(tmp_path):
-    """Fresh in one step, or added to a text model: the same checkpoint for the same seed, but for the matrix that adding leaves at zero."""
+    """Fresh in one step, or added to a text model: the same checkpoint, for the same seed."""
     tekken = tmp_path / "tekken.json"
     run("tokenizer", tekken, "--ranks", 300)
     tiny_vision = TINY.with_name("tiny-vision.yaml")
@@ -61,10 +60,7 @@ def test_a_text_model_is_given_eyes(tmp_path):
     for text in ("vision 160,896", "2 layers of width 64", "names as in the public repository", "nothing is missing"):
         assert text in result.output, text
     run("init", tiny_vision, tmp_path / "fresh", "--seed", 3, "--tokenizer", tekken)
-    added, fresh = (load_file(tmp_path / name / "model.safetensors") for name in ("seeing", "fresh"))
-    assert added.keys() == fresh.keys()
-    assert [name for name in fresh if not torch.equal(added[name], fresh[name])] == ["multi_modal_projector.linear_2.weight"]
-    for name in ("config.json", "tekken.json"):
+    for name in ("model.safetensors", "config.json", "tekken.json"):
         assert (tmp_path / "seeing" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes(), name
     with pytest.raises(StorageError, match="choose another folder"):
         run("add-vision", tmp_path / "base", tmp_path / "seeing", "--vision", tiny_vision)

@@ -80,6 +80,10 @@ def test_preset_becomes_its_targets_and_excludes_others():
     [
         ({"use_dora": True, "preset": "language"}, "use_dora must be false.*stacked experts"),
         ({"lora_dropout": 0.1, "preset": "attention+experts"}, "lora_dropout must be 0"),
+        ({"lora_dropout": 0.1, "target_parameters": ["mlp.gate.weight"]}, "lora_dropout must be 0.*router.*bare parameter.*no dropout"),
+        ({"use_dora": True, "target_parameters": ["mlp.gate.weight"]}, "use_dora must be false.*router.*bare parameter.*no DoRA"),
+        ({"use_dora": True, "target_parameters": ["mlp.gate.weight", "mlp.experts.down_proj"]}, "use_dora must be false.*stacked experts"),
+        ({"init_lora_weights": False}, "false is not offered: B stays random.*before the first step; take default"),
         ({"init_lora_weights": "eva"}, "eva is not offered: it is computed from training data"),
         ({"init_lora_weights": "corda"}, "training data"),
         ({"init_lora_weights": "loftq"}, "quantises the base"),

@@ -106,5 +106,21 @@ def test_the_program_answers_until_its_input_ends(tmp_path: Path) -> None:
 
 def test_a_worker_is_small_and_never_takes_the_gpu() -> None:
     assert worker_environment()["CUDA_VISIBLE_DEVICES"] == ""
-    code = "import sys; import ms4_train.data.image_worker; sys.exit('torch' in sys.modules)"
+    code = "import sys; import ms4_train.data.image_worker; sys.exit(bool({'torch', 'mistral_common'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], env=worker_environment(), timeout=60).returncode == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system tells no process its size")
+def test_memory_has_a_ceiling_above_what_the_limits_need() -> None:
+    # The limits allow 128 MB and 32 bytes per pixel: an image of a thousand pixels fits, what a gone-wild decoder would take does not.
+    code = (
+        "from ms4_train.data.image_worker import limit_memory; from ms4_train.chat.images import ImageSpec\n"
+        "from ms4_train.untrusted import ImageLimits\n"
+        "{}limit_memory(ImageSpec(14, 28, 2), ImageLimits(max_bytes=1000, max_pixels=1000))\n"
+        "bytearray(50 << 20)\n"
+        "try: bytearray(400 << 20)\n"
+        "except MemoryError: print('bounded')"
+    )
+    for prefix, expected in (("", b"bounded\n"), ("# ", b"")):
+        done = subprocess.run([sys.executable, "-c", code.format(prefix)], env=worker_environment(), capture_output=True, timeout=60)
+        assert (done.returncode, done.stdout) == (0, expected), done.stderr

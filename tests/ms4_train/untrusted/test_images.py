@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,9 +112,38 @@ def test_limits(tmp_path: Path) -> None:
 
 
 def test_scans_times_pixels_are_bounded() -> None:
-    assert inspect_image(progressive_scans(640, 480, 1000)).width == 640
+    assert inspect_image(progressive_scans(320, 240, 1000)).width == 320
     with pytest.raises(ImageError, match="1,000 scans"):
         inspect_image(progressive_scans(1000, 1000, 1000))
+
+
+def test_bytes_of_several_scans_are_bounded() -> None:
+    # The limit on scans alone would let one through that takes a second: what is in them costs as much as their number.
+    data = progressive_scans(64, 48, 10)
+    padding = b"\xff\xda" + data.split(b"\xff\xda")[-1][:-2].ljust(11 << 20, b"\1")
+    with pytest.raises(ImageError, match="bytes are read of such a JPEG"):
+        inspect_image(data[:-2] + padding + b"\xff\xd9")
+
+
+def test_a_photograph_fits_and_the_fix_names_the_setting() -> None:
+    assert inspect_image(blank_png(4032, 3024)).width == 4032
+    with pytest.raises(ImageError, match=r"raise data\.images\.max_pixels"):
+        inspect_image(blank_png(4100, 3100))
+    with pytest.raises(ImageError, match=r"raise data\.images\.max_side"):
+        inspect_image(blank_png(16_385, 1))
+
+
+def test_converted_and_turned_pictures_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pillow's readers stand in reference cycles: what is not closed stays until the next collection, 50 MB for the largest.
+    from PIL import JpegImagePlugin
+
+    made: list[Any] = []
+    load = JpegImagePlugin.JpegImageFile.load
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", lambda self: (made.append(self), load(self))[1])
+    for data in (encoded(picture(30, 20, "CMYK"), "JPEG"), encoded(picture(30, 20), "JPEG", exif=exif(6))):
+        decode_image(inspect_image(data)).getpixel((0, 0))
+        with pytest.raises(ValueError, match="closed image"):
+            made[-1].getpixel((0, 0))
 
 
 def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:

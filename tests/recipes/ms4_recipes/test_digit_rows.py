@@ -42,9 +42,9 @@ def test_pictures_are_the_digits_of_scikit_learn(tmp_path):
         assert picture.answer == WORDS[digits[number]]
         url = picture.messages[0]["content"][0]["image_url"]["url"]
         image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
-        assert image.size == (8 * PIXELS, 8 * PIXELS)
-        small = np.asarray(image)[PIXELS // 2 :: PIXELS, PIXELS // 2 :: PIXELS]
-        np.testing.assert_allclose(small, grey[number].reshape(8, 8) * 255 / 16, atol=0.51)
+        assert image.size == (PIXELS, PIXELS)
+        small = np.asarray(image.resize((8, 8), Image.Resampling.BOX), dtype=float)
+        assert np.corrcoef(small.ravel(), grey[number])[0, 1] > 0.97
     write_rows(tmp_path / "rows.jsonl", [trained[0].row()])
     row = read_row(json.loads((tmp_path / "rows.jsonl").read_text()), images=ImageReader())
     assert len(row.images) == 1

@@ -65,6 +65,31 @@ def test_all_linear_layers(text):
     assert set(section["target_modules"]) == {*(f"self_attn.{name}" for name in MLA), *SHARED}
 
 
+@pytest.mark.parametrize(
+    ("target", "added"),
+    [
+        (f"'{PATTERN}'", set()),
+        ("'.*lm_head'", set()),  # an expression in a list is the end of no name
+        ("lm_head", {"lm_head"}),
+        ("[q_a_proj, embed_tokens]", {"embed_tokens"}),
+        ("all-linear", set()),
+    ],
+)
+def test_target_linear_adds_all_linear_modules_to_the_target(target, added):
+    """axolotl hands PEFT a list of the target and the names of all linear modules, and no expression any more."""
+    text = f"adapter: lora\nlora_target_modules: {target}\nlora_target_linear: "
+    draft = draft_of(f"{text}true")
+    section = draft.run["adapter"]
+    AdapterSection.model_validate(section)
+    assert {kind_of(name) for name in meant(section)} == {*(f"self_attn.{name}" for name in MLA), *SHARED, *added}
+    assert not [warning for warning in draft.warnings if "far less" in warning]
+    (entry,) = (entry for entry in draft.entries if entry.target == "adapter.target_modules")
+    assert entry.source == "lora_target_modules, lora_target_linear"
+    assert "true adds all linear modules" in entry.words
+    if target == f"'{PATTERN}'":  # control
+        assert "far less" in " ".join(draft_of(f"{text}false").warnings)
+
+
 def test_other_keys():
     section = adapter_of(
         "lora_r: 8\nlora_alpha: 16\npeft_use_rslora: true\npeft_use_dora: true\npeft_init_lora_weights: gaussian\n"
@@ -121,3 +146,11 @@ def test_unfrozen_parameters(patterns, vision, router, said):
 def test_dots_are_literal_in_unfrozen_parameters():
     """As axolotl reads them: a dot in a pattern is no wildcard."""
     assert "matches no parameter" in " ".join(draft_of("unfrozen_parameters: [lm.head]").warnings)
+
+
+def test_targets_of_the_vision_alone_are_told():
+    """Names of other models' attention: in this one only the tower has them."""
+    warnings = draft_of("adapter: lora\nlora_target_modules: [q_proj, v_proj]").warnings
+    assert any("matches only modules of the vision" in warning for warning in warnings)
+    warnings = draft_of("adapter: lora\nlora_target_modules: [up_proj]").warnings
+    assert any("matches no projection of attention" in warning for warning in warnings)

@@ -39,3 +39,9 @@ def test_comments_say_where_the_files_come_from():
     draft, _ = model_of("base_model: ./here\nload_in_4bit: true")
     assert "ms4 weights convert --to native-fp8" in draft.comments["model", "path"][0]
     assert any("weights in BF16 are read as they are" in warning for warning in draft.warnings)
+
+
+@pytest.mark.parametrize(("base", "is_other"), [("mistralai/Mistral-7B-v0.1", True), ("org/Mistral-Small-4-119B", False), ("./mine", False)])
+def test_another_model_is_told(base, is_other):
+    draft, _ = model_of(f"base_model: {base}")
+    assert any("does not look like Mistral Small 4" in warning for warning in draft.warnings) == is_other
