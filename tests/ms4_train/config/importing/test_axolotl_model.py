@@ -41,7 +41,7 @@ def test_comments_say_where_the_files_come_from():
     assert any("weights in BF16 are read as they are" in warning for warning in draft.warnings)
 
 
-@pytest.mark.parametrize(("base", "is_other"), [("mistralai/Mistral-7B-v0.1", True), ("org/Mistral-Small-4-119B", False), ("./mine", False)])
+@pytest.mark.parametrize(("base", "is_other"), [("mistralai/Mistral-7B", True), ("org/Mistral-Small-4-119B", False), ("./mine", False)])
 def test_another_model_is_told(base, is_other):
     draft, _ = model_of(f"base_model: {base}")
     assert any("does not look like Mistral Small 4" in warning for warning in draft.warnings) == is_other
