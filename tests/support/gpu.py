@@ -76,11 +76,14 @@ def differing(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> list[s
 def poisoned() -> Iterator[None]:
     """Fill new memory (``torch.empty``) with nan, or the largest integer: what a kernel fails to write then shows."""
     before, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory  # a run of the recipe in this process has switched it off
     torch.use_deterministic_algorithms(True, warn_only=True)  # cuBLAS would otherwise ask for a setting of the environment
+    torch.utils.deterministic.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warned)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
 
 
 @contextmanager

@@ -74,9 +74,11 @@ def test_rows_without_images_leave_the_vision_as_it_is(tmp_path: Path, caplog: p
 
 def test_an_adapter_on_the_vision_without_images_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     base = write_layout(tmp_path, "native").folder
-    adapter = {"r": 2, "target_modules": ["patch_merger.merging_layer"]}
+    adapter = {"r": 2, "target_modules": ["patch_merger.merging_layer", "q_a_proj"]}
     assert len(trained_vision(prepare(base, images=False, adapter=adapter))) == 2
     assert ["adapter's 2 tensors on the vision" in record.getMessage() for record in caplog.records] == [True]
+    with pytest.raises(ConfigError, match="on the vision alone, and no training row holds an image"):
+        prepare(base, images=False, adapter={"r": 2, "target_modules": ["patch_merger.merging_layer"]})
 
 
 def test_ranks_run_the_vision_in_every_pass(tmp_path: Path) -> None:
