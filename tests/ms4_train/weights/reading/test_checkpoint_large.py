@@ -57,9 +57,10 @@ def test_the_release_opens_within_seconds(tmp_path, layout):
     start = time.process_time()
     fingerprint(checkpoint)
     sampling = time.process_time() - start
-    # Measured on two shared cores: at most 2.3 s to open (NVFP4) and 1.7 s to sample, interpreter's threads included.
-    assert opening < 8
-    assert sampling < 8
+    # Measured on two shared cores: at most 2.3 s to open (NVFP4) and 1.7 s to sample, interpreter's threads included; 15 s on the same
+    # machine in a bad hour. What this is to find, work that grows with the square of the names, takes minutes.
+    assert opening < 60
+    assert sampling < 60
 
 
 def test_names_far_off_are_found_in_time(tmp_path):
