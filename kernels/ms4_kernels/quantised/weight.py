@@ -21,7 +21,7 @@ from ms4_kernels.quantised.nvfp4 import BLOCK, dequantise_nvfp4
 
 
 class _Frozen:
-    """What both kinds share; each kind has its own ``shape`` and ``dequantise``. Every tensor has the same leading dimensions: none for a matrix, one for a stack of experts."""
+    """What both kinds share. Every tensor has the same leading dimensions: none for a matrix, one for a stack of experts."""
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
