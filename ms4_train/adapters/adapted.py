@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ms4_train.errors import AdapterError
+
 
 class Low(NamedTuple):
     """Rank of one low-rank pair, and the factor of its product."""
@@ -58,6 +60,27 @@ class AdaptedModule(Wrapper):
     def adapters(self) -> tuple[str, ...]:
         """All adapters on this module."""
         return tuple(self.scales)
+
+    def names_of(self, adapter: str | None) -> tuple[str, ...]:
+        """The adapters whose products belong to a row for this adapter, or, for None, to one for the model as it stands.
+
+        Raises:
+            AdapterError: the weight is merged, so that no row can see the base without the merged adapters.
+        """
+        if adapter is None:
+            return self.acting
+        if self.is_merged:
+            raise AdapterError("the model's adapters are merged.", key=adapter, fix="unmerge them first.")
+        return (adapter,) if adapter in self.scales else ()
+
+    def remove(self, name: str) -> None:
+        """Take an adapter away, merged ones aside."""
+        raise NotImplementedError
+
+    def forget(self, name: str) -> None:
+        """Take an adapter off the lists."""
+        del self.scales[name]
+        self.active = tuple(other for other in self.active if other != name)
 
     def changed_weight(self) -> Tensor:
         """The weight with the acting adapters in it, at least fp32, in the shape and on the device of the weight."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ms4_train.adapters.adaptable import Adaptable
 from ms4_train.adapters.checks import rank_of
-from ms4_train.adapters.names import DEFAULT_ADAPTER
+from ms4_train.adapters.names import DEFAULT_ADAPTER, adapter_of
 from ms4_train.adapters.peft_format import adapted_stacks, stack_parameter, stored_name
 from ms4_train.adapters.targets import find_targets
 from ms4_train.adapters.trained_copy import TrainedCopy
@@ -55,7 +55,8 @@ def expected_shapes(model: nn.Module, section: AdapterSection, parts: Mapping[st
         module = model.get_submodule(name)
         original = module.original_module if isinstance(module, TrainedCopy) else module
         for leaf, parameter in original.named_parameters():
-            shapes[f"{name}.modules_to_save.{DEFAULT_ADAPTER}.{leaf}"] = tuple(parameter.shape)
+            if adapter_of(f"{name}.{leaf}") is None:  # another adapter's, which ``attach`` refuses to have under a copy
+                shapes[f"{name}.modules_to_save.{DEFAULT_ADAPTER}.{leaf.replace('base_layer.', '')}"] = tuple(parameter.shape)
     return shapes
 
 

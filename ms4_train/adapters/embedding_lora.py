@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ms4_train.adapters.adapted import AdaptedModule, wide
+from ms4_train.adapters.row_parts import row_parts
 
 
 class _Factors(nn.Module):
@@ -54,11 +55,24 @@ class LoraEmbedding(AdaptedModule):
         self.lora_embedding_B.register_parameter(name, nn.Parameter(weight_vd.new_zeros(weight_vd.shape[1], rank)))
         self.scales[name] = scale
 
+    def remove(self, name: str) -> None:
+        """Take an adapter away."""
+        for factors in (self.lora_embedding_A, self.lora_embedding_B):
+            delattr(factors, name)
+        self.forget(name)
+
     def forward(self, ids: Tensor) -> Tensor:
-        """Embeddings [.., d] of ids [..]."""
+        """Embeddings [.., d] of ids [..], with the adapters of each row of the first axis, if there are axes."""
         y = self.base_layer(ids)
+        parts = row_parts(self.names_of, ids.shape[:1].numel())
+        if len(parts) == 1:
+            return self._added(ids, y, parts[0].names)
+        return torch.cat([self._added(ids[start:stop], y[start:stop], names) for names, start, stop in parts])
+
+    def _added(self, ids: Tensor, y: Tensor, names: tuple[str, ...]) -> Tensor:
+        """``y``, the base's embeddings of ``ids``, with what these adapters add."""
         total = y
-        for name in self.acting:
+        for name in names:
             total = total + self.lora_embedding_B(name, self.lora_embedding_A(name, ids)) * self.scales[name]
         return total.to(y.dtype)
 

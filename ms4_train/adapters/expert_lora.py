@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from ms4_kernels.moe import ExpertLora
 from ms4_train.adapters.adapted import Low
+from ms4_train.adapters.expert_rows import side_by_side
 from ms4_train.adapters.names import DEFAULT_ADAPTER
+from ms4_train.adapters.row_parts import index_rows, row_parts
+from ms4_train.errors import AdapterError
 from ms4_train.model.quantised import QuantisedStack
 
 
@@ -100,6 +103,8 @@ class StackedLora(StackFactors):
         active: the adapters that act.
         further: all but ``default``, by name.
         unmerged: the stacks' bits from before a merge, by stack; empty where nothing is merged.
+        kept: factors of all adapters side by side, with those they were made of; weights that change leave them as they are until
+            ``release_decode``.
     """
 
     def __init__(
@@ -116,6 +121,7 @@ class StackedLora(StackFactors):
         self.further = nn.ModuleDict()
         self.active: tuple[str, ...] = (DEFAULT_ADAPTER,) if self.pairs() else ()
         self.unmerged: dict[str, Tensor] = {}
+        self.kept: tuple[list[nn.Parameter], ExpertLora] | None = None
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -128,17 +134,64 @@ class StackedLora(StackFactors):
             self.register_parameter(name, parameter)  # type: ignore[arg-type]
         self.stack_scales = factors.stack_scales
 
+    def remove(self, name: str) -> None:
+        """Take an adapter away, merged ones aside."""
+        if name == DEFAULT_ADAPTER:
+            for parameter in ("gate_up_a_erd", "gate_up_b_eir", "down_a_ern", "down_b_edr"):
+                setattr(self, parameter, None)
+        else:
+            del self.further[name]
+        self.active = tuple(other for other in self.active if other != name)
+        self.release_decode()
+
     def of(self, name: str) -> StackFactors:
         """The parameters of one adapter."""
         return self if name == DEFAULT_ADAPTER else self.further[name]  # type: ignore[return-value]
 
     def acting(self) -> list[StackFactors]:
         """The adapters whose products are added: the active ones, unless they are in the stacks already."""
-        return [] if self.unmerged else [self.of(name) for name in self.active]
+        return [self.of(name) for name in self.names_of(None)]
+
+    def names_of(self, adapter: str | None) -> tuple[str, ...]:
+        """The adapters whose products belong to a row for this adapter, or, for None, to one for the model as it stands.
+
+        Raises:
+            AdapterError: the stacks are merged, so that no row can see them without the merged adapters.
+        """
+        if adapter is None:
+            return () if self.unmerged else self.active
+        if self.unmerged:
+            raise AdapterError("the model's adapters are merged.", key=adapter, fix="unmerge them first.")
+        return (adapter,) if adapter in self.adapters else ()
 
     def kernel_lora(self) -> ExpertLora | None:
-        """What the experts operation adds: one adapter as it is, the sum of several as one of their ranks' sum."""
-        acting = self.acting()
+        """What the experts operation adds to every row: the adapters that act."""
+        return self._sum_of(self.names_of(None))
+
+    def row_lora(self, rows: int) -> tuple[ExpertLora | None, Tensor | None]:
+        """What the experts operation adds where rows are for several adapters, and the index of each row's, int64 [rows] (-1: none).
+
+        Where all rows have the same there are no indices.
+        """
+        parts = row_parts(self.names_of, rows)
+        if len(parts) == 1:
+            return self._sum_of(parts[0].names), None
+        choices = [self.names_of(None), *((name,) for name in self.adapters)]
+        choices = [names for names in dict.fromkeys(choices) if names]
+        sources = [factor for names in choices for name in names for pair in self.of(name).pairs().values() for factor in pair]
+        if self.kept is None or [id(factor) for factor in self.kept[0]] != [id(factor) for factor in sources]:
+            adapters = [lora for names in choices if (lora := self._sum_of(names)) is not None]
+            self.kept = (sources, side_by_side(adapters))
+        indices = tuple(choices.index(part.names) if part.names else -1 for part in parts)
+        return self.kept[1], index_rows(indices, tuple(parts), sources[0].device)
+
+    def release_decode(self) -> None:
+        """Drop what is kept from weights as they were."""
+        self.kept = None
+
+    def _sum_of(self, names: tuple[str, ...]) -> ExpertLora | None:
+        """One adapter as it is, the sum of several as one of their ranks' sum."""
+        acting = [self.of(name) for name in names]
         if not acting:
             return None
         if len(acting) == 1:

@@ -16,6 +16,7 @@ from ms4_kernels.native.linear import lora_linear, serves_lora
 from ms4_train.adapters.adapted import AdaptedModule, wide
 from ms4_train.adapters.dora import Magnitude, row_lengths
 from ms4_train.adapters.names import DEFAULT_ADAPTER
+from ms4_train.adapters.row_parts import row_parts
 from ms4_train.model.linear import Linear
 from ms4_train.model.quantised import QuantisedLinear
 
@@ -55,18 +56,30 @@ class LoraLinear(AdaptedModule):
         self.lora_dropout[name] = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
         self.scales[name] = scale
 
+    def remove(self, name: str) -> None:
+        """Take an adapter away; what its start took out of the base weight is given back."""
+        self._give_back_start(name)
+        for parts in (self.lora_A, self.lora_B, self.lora_dropout, self.lora_magnitude_vector):
+            if name in parts:
+                del parts[name]
+        self.forget(name)
+
     def add_magnitude(self, name: str) -> None:
         """Make an adapter, whose A and B hold their first values, one of DoRA."""
         self.lora_magnitude_vector[name] = Magnitude(self._row_lengths(name).to(self.base_layer.weight.dtype))
 
-    @torch.no_grad()
     def give_back_starts(self) -> None:
         """Give the base weight back what the starts of adapters took out of it; equal to what it was up to rounding."""
-        for name, (a_ri, b_or) in self.starts.items():
+        for name in list(self.starts):
+            self._give_back_start(name)
+
+    @torch.no_grad()
+    def _give_back_start(self, name: str) -> None:
+        if name in self.starts:
+            a_ri, b_or = self.starts.pop(name)
             weight_oi = self.base_layer.weight
             product_oi = wide(b_or).to(weight_oi.device) @ wide(a_ri).to(weight_oi.device)
             weight_oi.copy_(wide(weight_oi) + self.scales[name] * product_oi)
-        self.starts.clear()
 
     def factors(self, name: str = DEFAULT_ADAPTER) -> tuple[nn.Parameter, nn.Parameter]:
         """(A, B) of an adapter."""
@@ -88,15 +101,22 @@ class LoraLinear(AdaptedModule):
         return next(iter(self.scales.values()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply to the last axis."""
-        acting = self.acting
-        if len(acting) == 1 and self._is_plain(acting[0]):
+        """Apply to the last axis, with the adapters of each row of the first."""
+        parts = row_parts(self.names_of, x.shape[0])
+        acting = parts[0].names
+        if len(parts) == 1 and len(acting) == 1 and self._is_plain(acting[0]):
             a_ri, b_or = self.factors(acting[0])
             if serves_lora(x, self.base_layer.weight, a_ri, b_or):
                 return lora_linear(x, self.base_layer.weight, a_ri, b_or, self.scales[acting[0]])
         y = self.base_layer(x)
+        if len(parts) == 1:
+            return self._added(x, y, acting)
+        return torch.cat([self._added(x[start:stop], y[start:stop], names) for names, start, stop in parts])
+
+    def _added(self, x: Tensor, y: Tensor, names: tuple[str, ...]) -> Tensor:
+        """``y``, the base's outputs of ``x``, with what these adapters add."""
         total = y
-        for name in acting:
+        for name in names:
             dropout, a = self.lora_dropout[name], self.lora_A[name]
             dropped = dropout(x.to(a.weight.dtype))  # type: ignore[arg-type]
             part = self.lora_B[name](a(dropped)) * self.scales[name]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ms4_train.adapters.adapted import AdaptedModule, wide
+from ms4_train.adapters.row_parts import row_parts
 from ms4_train.model.moe import Mistral4Router
 
 
@@ -41,14 +42,26 @@ class LoraRouter(AdaptedModule):
         nn.init.zeros_(self.lora_B[name].weight)  # type: ignore[arg-type]
         self.scales[name] = scale
 
+    def remove(self, name: str) -> None:
+        """Take an adapter away."""
+        del self.lora_A[name], self.lora_B[name]
+        self.forget(name)
+
     def forward(self, hidden_td: Tensor) -> tuple[Tensor, Tensor]:
         """Return (weights_tk, expert_ids_tk) as the router does."""
-        acting = self.acting
-        if not acting:
+        parts = row_parts(self.names_of, hidden_td.shape[0])
+        if not any(part.names for part in parts):
             return self.base_layer(hidden_td)
         wide_td = hidden_td.to(torch.promote_types(hidden_td.dtype, torch.float32))
-        parts = [self.lora_B[name](self.lora_A[name](wide_td)) * self.scales[name] for name in acting]
-        return self.base_layer(hidden_td, sum(parts[1:], parts[0]))
+        return self.base_layer(hidden_td, torch.cat([self._added(wide_td[start:stop], names) for names, start, stop in parts]))
+
+    def _added(self, wide_td: Tensor, names: tuple[str, ...]) -> Tensor:
+        """What these adapters add to the logits, [t, e]."""
+        total_te: Tensor | None = None
+        for name in names:
+            part_te = self.lora_B[name](self.lora_A[name](wide_td)) * self.scales[name]
+            total_te = part_te if total_te is None else total_te + part_te
+        return wide_td.new_zeros(wide_td.shape[0], self.base_layer.weight.shape[0]) if total_te is None else total_te
 
     def changed_weight(self) -> Tensor:
         """The router's weight with the acting adapters, at least fp32."""

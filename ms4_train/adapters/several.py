@@ -17,6 +17,12 @@ from ms4_train.errors import AdapterError
 from ms4_train.weights.layouts.names import nearest
 
 
+def unknown_adapter(name: str, known: Sequence[str]) -> AdapterError:
+    """The error for a name that is none of those the model carries."""
+    close = nearest(name, known) or known
+    return AdapterError(f"the model has no adapter {name!r}.", fix=f"it has: {', '.join(close) or 'none'}.")
+
+
 def set_active_adapters(model: nn.Module, names: Sequence[str], *, trainable: bool = True) -> None:
     """Let these adapters act, in this order, and no others; an empty sequence turns all of them off.
 
@@ -31,8 +37,7 @@ def set_active_adapters(model: nn.Module, names: Sequence[str], *, trainable: bo
     known = adapter_names(model)
     for name in names:
         if name not in known:
-            close = nearest(name, known) or known
-            raise AdapterError(f"the model has no adapter {name!r}.", fix=f"it has: {', '.join(close) or 'none'}.")
+            raise unknown_adapter(name, known)
     if is_merged(model):
         raise AdapterError("the model's adapters are merged.", fix="unmerge them first.")
     chosen = tuple(dict.fromkeys(names))

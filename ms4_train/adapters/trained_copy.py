@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ms4_train.adapters.adapted import Wrapper
+from ms4_train.adapters.row_parts import row_parts
 
 
 class TrainedCopy(Wrapper):
@@ -37,15 +39,34 @@ class TrainedCopy(Wrapper):
     @property
     def running(self) -> nn.Module:
         """The module that runs."""
-        return self.modules_to_save[self.active[0]] if self.active else self.original_module
+        return self._of(self.active)
 
     def add(self, name: str) -> None:
         """Add a copy that does not run yet."""
         self.modules_to_save[name] = copy.deepcopy(self.original_module).requires_grad_(True)
 
+    def remove(self, name: str) -> None:
+        """Take a copy away."""
+        del self.modules_to_save[name]
+        self.active = tuple(other for other in self.active if other != name)
+
+    def names_of(self, adapter: str | None) -> tuple[str, ...]:
+        """The adapter whose copy a row for this adapter, or for None, goes through; () for the original."""
+        if adapter is None:
+            return self.active[:1]
+        return (adapter,) if adapter in self.modules_to_save else ()
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the module that runs."""
-        return self.running(*args, **kwargs)
+        """As the module that runs; where rows are for several adapters, each as its own, which only modules of one tensor can do."""
+        parts = row_parts(self.names_of, args[0].shape[0] if args and isinstance(args[0], Tensor) else 0)
+        if len(parts) == 1:
+            return self._of(parts[0].names)(*args, **kwargs)
+        (x,) = args
+        found = [self._of(names)(x[start:stop], **kwargs) for names, start, stop in parts]
+        return torch.cat(found) if isinstance(found[0], Tensor) else tuple(torch.cat(values) for values in zip(*found, strict=True))
+
+    def _of(self, names: tuple[str, ...]) -> nn.Module:
+        return self.modules_to_save[names[0]] if names else self.original_module
 
     def __getattr__(self, name: str) -> Any:
         # Attributes are those of the running module: a norm's weight is read from outside, for one.

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from ms4_train.chat.images import ImageSpec, image_tokens, to_image_batch
     from ms4_train.chat.messages import read_prompt, read_row
     from ms4_train.chat.parse import Answer, parse_answer
+    from ms4_train.chat.stream import AnswerStream
     from ms4_train.chat.system_prompt import load_system_prompt, render_system_prompt
     from ms4_train.chat.tokenizer import ChatTokenizer
     from ms4_train.chat.types import ChatRow, ImagePart, Message, ToolCall
 
 _HOMES = {
     "Answer": "parse",
+    "AnswerStream": "stream",
     "ChatRow": "types",
     "ChatTokenizer": "tokenizer",
     "EncodedPrompt": "encode",
@@ -40,6 +42,7 @@ _HOMES = {
 
 __all__ = [
     "Answer",
+    "AnswerStream",
     "ChatRow",
     "ChatTokenizer",
     "EncodedPrompt",

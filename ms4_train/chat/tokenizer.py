@@ -223,6 +223,12 @@ class ChatTokenizer:
         """Text of one token; a special token's tag."""
         return self.decode([token_id], keep_special=True)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """Bytes of one token, which may be part of a character; a special token's tag, and U+FFFD past the vocabulary."""
+        if not 0 <= token_id < self.vocab_size:
+            return "\ufffd".encode()
+        return self._tekken.id_to_byte_piece(token_id, SpecialTokenPolicy.KEEP)
+
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],

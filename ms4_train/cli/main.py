@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ms4_train.cli import adapter, config, data, doctor, evaluate, generate, hub, model, train, weights
+from ms4_train.cli import adapter, config, data, doctor, evaluate, generate, hub, model, serve, train, weights
 from ms4_train.errors import MS4Error
 from ms4_train.storage import is_disk_full
 
@@ -43,6 +43,7 @@ app.add_typer(data.app, name="data", help="Look at training rows and check them.
 app.add_typer(config.app, name="config", help="Check, show and describe run files.", rich_help_panel="Prepare")
 app.command("doctor", epilog=doctor.EXAMPLES, rich_help_panel="Prepare")(doctor.doctor)
 app.command("train", epilog=train.EXAMPLES, rich_help_panel="Train and evaluate")(train.train)
+app.command("serve", epilog=serve.EXAMPLES, rich_help_panel="Use a model")(serve.serve)
 for _panel, _group in (("Train and evaluate", evaluate.app), ("Use a model", generate.app)):
     for _command in _group.registered_commands:
         _command.rich_help_panel = _panel

@@ -9,14 +9,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
-
-class Section(BaseModel):
-    """A section of the file: unknown keys, infinities and NaN are refused, and values do not change after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
+from ms4_train.config.eval_tasks import TrainingEvaluation
+from ms4_train.config.section import Section
 
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -332,3 +328,4 @@ class SftRun(Section):
     adapter: AdapterSection | None = None
     parallel: ParallelSection = ParallelSection()
     tracking: TrackingSection = TrackingSection()
+    evaluation: TrainingEvaluation | None = Field(default=None, description="Tasks to answer during training.")

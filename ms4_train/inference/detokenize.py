@@ -78,10 +78,12 @@ class StopMatcher:
     Args:
         tokenizer: spells the tokens.
         stop: non-empty texts. Without any, tokens pass straight through.
+        include: whether the stop text itself belongs to the answer.
     """
 
-    def __init__(self, tokenizer: EngineTokenizer, stop: tuple[str, ...]) -> None:
+    def __init__(self, tokenizer: EngineTokenizer, stop: tuple[str, ...], *, include: bool = False) -> None:
         self.matched: str | None = None
+        self._include = include
         self._tokenizer = tokenizer
         self._stop = stop
         self._decoder = TextDecoder(tokenizer, keep_special=True)
@@ -105,9 +107,10 @@ class StopMatcher:
         if not found:
             return self._release(self._first_possible_start())[0]
         start, _, self.matched = min(found)
-        tokens, length = self._release(start)
-        # What is left before the match is the first part of the token that the match begins in.
-        return tokens + self._tokenizer.encode_text(self._held_text[: start - length]) if length < start else tokens
+        end = start + len(self.matched) if self._include else start
+        tokens, length = self._release(end)
+        # What is left before the answer's end is the first part of the token that it lies in.
+        return tokens + self._tokenizer.encode_text(self._held_text[: end - length]) if length < end else tokens
 
     def finish(self) -> list[int]:
         """The tokens still held back, when the answer ends without a match."""

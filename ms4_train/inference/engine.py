@@ -1,44 +1,61 @@
-"""The inference engine: batched generation with one model in this process.
+"""The inference engine: batched generation with one model in this process, for evaluation, rollouts, chat and the server alike.
 
-Requests of any length and of both reasoning modes share a batch; a sequence that ends makes room for the next one at once. Greedy answers
-in fp32 and sampled answers by (seed, position) do not depend on what else is in the batch.
+Requests of any length, of both reasoning modes and with different adapters share a batch; a sequence that ends makes room for the next one
+at once, prompts that begin alike are computed once. Sampled answers are named by (seed, position), so company does not change them.
 
     engine = Engine(model, tokenizer, max_batch_size=32)
     completions = engine.generate([chat_request(tokenizer, messages, request_id="1", reasoning_effort="high", sampling=SamplingParams())])
 
+Step by step, for who serves requests as they come: ``with engine: engine.submit(...); events = engine.step()``.
 Exercise it: ``pytest tests/ms4_train/inference/test_engine.py``.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Self
+import copy
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import torch
 
 from ms4_train.errors import EngineError
+from ms4_train.inference.adapters import AdapterRegistry
+from ms4_train.inference.checks import check_bounds, check_request
 from ms4_train.inference.detokenize import EngineTokenizer
-from ms4_train.inference.latent_cache import SlotLatentCache
-from ms4_train.inference.request import Completion, GenerationRequest, Progress
-from ms4_train.inference.scheduler import Scheduler
-from ms4_train.inference.session import Session
-from ms4_train.model.multimodal import Mistral3ForConditionalGeneration
+from ms4_train.inference.memory import cache_blocks
+from ms4_train.inference.paged_cache import CACHE_DTYPES, PagedLatentCache
+from ms4_train.inference.request import Completion, EngineStats, Event, FinishEvent, GenerationRequest, Progress
+from ms4_train.inference.run import Run
+from ms4_train.inference.runners import RunnerChoice, make_runner
+from ms4_train.inference.sequences import SequenceMaker
+from ms4_train.inference.token_stream import TokenStream
 from ms4_train.model.network import Mistral4ForCausalLM
 
 DEFAULT_TOKEN_BUDGET = 2048
+DEFAULT_BLOCK_SIZE = 32
 
 
 class Engine:
     """Generates answers with a model.
 
     Args:
-        model: trained and used elsewhere at will between calls; its modes and gradients are left as they were.
+        model: trained and used elsewhere at will while the engine is closed; its modes and gradients are left as they were.
         tokenizer: of the model.
-        max_batch_size: most requests computed at once.
-        max_context: most tokens per request, prompt and ``max_tokens`` together; the model's own limit holds besides.
+        max_batch_size: most answers computed at once.
+        max_context: most tokens per answer, prompt and ``max_tokens`` together; the model's own limit holds besides.
         token_budget: most tokens computed in one step, prompts included; default 2048, at least ``max_batch_size``.
+        block_size: tokens of a cache block.
+        cache_tokens: bound of the latent cache; default: what the batch can need, or what the memory allows.
+        cache_dtype: of the latents; default: the model's own type.
+        prefix_cache: whether prompts that begin alike share what is computed of them.
+        deterministic: tokens and logprobs are the same bits whatever shares the batch.
+        runner: "native" (compiled, on a CPU), "modules" (torch), or whichever serves.
 
     Raises:
-        EngineError: a bound below 1, or a tokenizer with more tokens than the model.
+        EngineError: a bound that makes no sense, or a tokenizer with more tokens than the model.
     """
 
     def __init__(
@@ -49,32 +66,101 @@ class Engine:
         max_batch_size: int = 32,
         max_context: int = 4096,
         token_budget: int | None = None,
+        block_size: int = DEFAULT_BLOCK_SIZE,
+        cache_tokens: int | None = None,
+        cache_dtype: torch.dtype | None = None,
+        prefix_cache: bool = True,
+        deterministic: bool = False,
+        runner: RunnerChoice = "auto",
     ) -> None:
         budget = max(DEFAULT_TOKEN_BUDGET, max_batch_size) if token_budget is None else token_budget
-        for key, value, smallest in (
-            ("max_batch_size", max_batch_size, 1),
-            ("max_context", max_context, 2),
-            ("token_budget", budget, max_batch_size),
-        ):
-            if value < smallest:
-                raise EngineError(f"{value} is below {smallest}.", key=key, fix=f"use {smallest} or more.")
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise EngineError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}.",
-                key="vocab_size",
-                fix="use the tokenizer that the model was trained with.",
-            )
+        bounds = {"max_batch_size": (max_batch_size, 1), "max_context": (max_context, 2), "token_budget": (budget, max_batch_size)}
+        check_bounds(model, tokenizer.vocab_size, {**bounds, "block_size": (block_size, 1)})
+        own = model.model.embed_tokens.weight.dtype
+        self.cache_dtype = cache_dtype or (own if own in CACHE_DTYPES else torch.bfloat16)
+        if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
+            raise EngineError(f"{cache_dtype} cannot be stored.", key="cache_dtype", fix="use float32, bfloat16 or float8_e4m3fn.")
         self.model = model
         self.tokenizer = tokenizer
         self.max_batch_size = max_batch_size
         self.max_context = min(max_context, model.config.max_position_embeddings)
         self.token_budget = budget
+        self.block_size = block_size
+        self.cache_tokens = cache_tokens
+        self.prefix_cache = prefix_cache
+        self.deterministic = deterministic
+        self.adapters = AdapterRegistry(model)
+        self._runner_choice: RunnerChoice = runner
+        self._stats = EngineStats()
+        self._maker = SequenceMaker(model, tokenizer, self.adapters)
+        self._run: Run | None = None
         self._is_busy = False
 
     @property
-    def max_cache_bytes(self) -> int:
-        """Most bytes that the latent cache of a call can take."""
-        return self._make_cache(self.max_batch_size).max_bytes
+    def stats(self) -> EngineStats:
+        """Counters since the engine was made, gauges of now; a copy."""
+        if self._run is not None:
+            self._run.update_gauges()
+        return copy.deepcopy(self._stats)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it holds a cache and the model's weights must stay as they are."""
+        return self._run is not None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any answer is unfinished."""
+        return self._run is not None and self._run.has_work
+
+    def open(self) -> None:
+        """Take the memory of the cache and prepare the model; ``with engine:`` does it, and closes."""
+        self._open(self.max_batch_size * self.max_context)
+
+    def close(self) -> None:
+        """Drop unfinished answers and all that was cached, and give the model back as it was."""
+        if self._run is not None:
+            run, self._run = self._run, None
+            run.close()
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def check(self, request: GenerationRequest) -> None:
+        """Refuse a request that cannot be served; computes nothing, from any thread.
+
+        Raises:
+            EngineError: see there.
+        """
+        vocab_size = min(self.tokenizer.vocab_size, self.model.config.vocab_size)
+        names = self.adapters.names
+        check_request(request, self.model, vocab_size=vocab_size, max_context=self.max_context, adapters=names)
+        if request.sampling.constraint is not None:
+            self._maker.check_constraint(request.sampling.constraint)
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queue a request of an open engine; its answers come as events of :meth:`step`.
+
+        Raises:
+            EngineError: it cannot be served, or its id is in use.
+        """
+        run = self._opened()
+        self.check(request)
+        if run.holds(request.request_id):
+            raise EngineError("this request id is given twice.", key=request.request_id, fix="give every request its own id.")
+        run.add(self._maker.make(request, time.perf_counter()))
+
+    def cancel(self, request_id: str) -> None:
+        """Let a request's unfinished answers end with the next step, as "cancelled"; an unknown id is no error, it may just have ended."""
+        self._opened().cancel(request_id)
+
+    def step(self) -> list[Event]:
+        """Compute one step; returns what has become certain. What goes wrong with one answer ends that answer as "error"."""
+        return self._opened().step()
 
     def generate(
         self,
@@ -83,7 +169,7 @@ class Engine:
         on_finish: Callable[[Completion], None] | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> list[Completion]:
-        """Answers every request.
+        """Answers every request; opens the engine for the time of the call if it is closed.
 
         Args:
             requests: in any number; those that do not fit the batch wait for a free place.
@@ -91,24 +177,30 @@ class Engine:
             on_progress: called after each step.
 
         Returns:
-            Completions in the order of the requests.
+            Completions in the order of the requests, a request's n answers in the order of their indices.
 
         Raises:
             EngineError: a request that cannot be served (checked before anything is computed), a request id given twice, logits that are
                 not finite, or a call while another one is running.
         """
         wanted = list(requests)
-        self._check(wanted)
-        completions: list[Completion | None] = [None] * len(wanted)
-        with self._session(wanted) as session:
-            while not session.is_done:
-                for sequence, completion in session.step():
-                    completions[sequence.index] = completion
-                    if on_finish is not None:
-                        on_finish(completion)
+        self._check_all(wanted)
+        places = {request.request_id: number for number, request in enumerate(wanted)}
+        found: dict[tuple[int, int], Completion] = {}
+        with self._call(wanted) as run:
+            before, began = copy.deepcopy(self._stats), time.perf_counter()
+            while run.has_work:
+                for event in run.step():
+                    if isinstance(event, FinishEvent):
+                        completion = event.completion
+                        if completion.error is not None:
+                            raise completion.error
+                        found[places[completion.request_id], completion.index] = completion
+                        if on_finish is not None:
+                            on_finish(completion)
                 if on_progress is not None:
-                    on_progress(session.progress)
-        return [completion for completion in completions if completion is not None]
+                    on_progress(run.progress(before, len(found), began))
+        return [found[key] for key in sorted(found)]
 
     def stream(self, request: GenerationRequest) -> TokenStream:
         """Answers one request token by token.
@@ -117,109 +209,113 @@ class Engine:
         was closed.
 
         Raises:
-            EngineError: as ``generate``; a bad request is refused here, not at the first token.
+            EngineError: as ``generate``, or n above 1; a bad request is refused here, not at the first token.
         """
-        self._check([request])
-        return TokenStream(self._session([request]))
+        if request.n != 1:
+            raise EngineError(f"{request.n} answers cannot be streamed as one.", key="n", fix="use generate, or submit and step.")
+        self._check_all([request])
+        return TokenStream(lambda: self._call([request]))
 
-    def _check(self, requests: list[GenerationRequest]) -> None:
-        vocab_size = min(self.tokenizer.vocab_size, self.model.config.vocab_size)
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Load an adapter that requests may name; works while others run.
+
+        Raises:
+            AdapterError: it cannot be used, does not fit the model, or its name is taken.
+        """
+        self.adapters.load(name, Path(folder))
+        self._adapters_changed()
+
+    def drop_adapter(self, name: str) -> None:
+        """Unload an adapter.
+
+        Raises:
+            AdapterError: there is none of this name.
+            EngineError: unfinished requests use it.
+        """
+        if self._run is not None and self._run.uses_adapter(name):
+            raise EngineError(f"unfinished requests use the adapter {name!r}.", key="adapter", fix="wait for them, or cancel them.")
+        self.adapters.drop(name)
+        self._adapters_changed()
+
+    def _adapters_changed(self) -> None:
+        if self._run is not None:
+            self._run.adapters_changed()
+
+    def _check_all(self, requests: list[GenerationRequest]) -> None:
         seen: set[str] = set()
         for request in requests:
             if request.request_id in seen:
                 raise EngineError("this request id is given twice.", key=request.request_id, fix="give every request its own id.")
             seen.add(request.request_id)
-            highest = max(request.prompt_ids)
-            if highest >= vocab_size:
-                raise EngineError(
-                    f"the prompt holds token {highest}, the vocabulary ends at {vocab_size - 1}.",
-                    key=request.request_id,
-                    fix="encode the prompt with the model's tokenizer.",
-                )
-            self._check_images(request)
-            prompt, answer = len(request.prompt_ids), request.sampling.max_tokens
-            if prompt + answer > self.max_context:
-                raise EngineError(
-                    f"{prompt} prompt tokens and max_tokens {answer} make {prompt + answer}, above max_context {self.max_context} "
-                    f"(the model's limit is {self.model.config.max_position_embeddings}).",
-                    key=request.request_id,
-                    fix="lower max_tokens, shorten the prompt, or raise max_context up to the model's limit.",
-                )
+            self.check(request)
 
-    def _check_images(self, request: GenerationRequest) -> None:
-        """Refuse images that the model cannot see, or that are not as many as their tokens."""
-        if not isinstance(self.model, Mistral3ForConditionalGeneration):
-            if request.images is not None:
-                raise EngineError("the model has no vision.", key=request.request_id, fix="load a checkpoint with a vision tower.")
-            return
-        config = self.model.vision_config
-        places = request.prompt_ids.count(config.image_token_index)
-        try:
-            given = 0 if request.images is None else sum(request.images.num_tokens(config.spatial_merge_size))
-        except ValueError as error:
-            raise EngineError(f"{error}.", key=request.request_id, fix="preprocess the images for this model.") from None
-        if places != given:
-            raise EngineError(
-                f"the prompt holds {places} image tokens, the images make {given}.",
-                key=request.request_id,
-                fix="encode prompt and images together, with chat_request.",
-            )
-
-    def _make_cache(self, slots: int) -> SlotLatentCache:
-        config = self.model.config
-        weight = self.model.model.embed_tokens.weight
-        return SlotLatentCache(
-            num_layers=config.num_hidden_layers,
-            width=config.latent_dim,
-            max_slots=slots,
-            max_context=self.max_context,
-            dtype=weight.dtype,
+    def _open(self, needed_tokens: int, longest: int | None = None) -> None:
+        if self._run is not None:
+            raise EngineError("this engine is open already.", fix="close it first.")
+        config, weight = self.model.config, self.model.model.embed_tokens.weight
+        num_blocks = cache_blocks(
+            asked_tokens=self.cache_tokens,
+            needed_tokens=min(needed_tokens, self.max_batch_size * self.max_context),
+            longest=self.max_context if longest is None else longest,
+            block_size=self.block_size,
+            bytes_per_token=config.num_hidden_layers * config.latent_dim * self.cache_dtype.itemsize,
             device=weight.device,
         )
+        cache = PagedLatentCache(
+            num_layers=config.num_hidden_layers,
+            width=config.latent_dim,
+            num_blocks=num_blocks,
+            block_size=self.block_size,
+            dtype=self.cache_dtype,
+            device=weight.device,
+        )
+        runner = make_runner(self._runner_choice, self.model, cache, self.adapters, deterministic=self.deterministic)
+        self._run = Run(
+            runner=runner,
+            cache=cache,
+            model=self.model,
+            tokenizer=self.tokenizer,
+            stats=self._stats,
+            max_running=self.max_batch_size,
+            token_budget=self.token_budget,
+            prefix_cache=self.prefix_cache,
+        )
 
-    @contextlib.contextmanager
-    def _session(self, requests: list[GenerationRequest]) -> Iterator[Session]:
-        if self._is_busy:
+    def _opened(self) -> Run:
+        if self._run is None:
+            raise EngineError("this engine is closed.", fix="open it: with engine: ...")
+        return self._run
+
+    def _call(self, requests: list[GenerationRequest]) -> _Call:
+        return _Call(self, requests)
+
+
+class _Call:
+    """A call of the engine: alone on it, on a run that is opened for the call if need be; leaves no unfinished answer behind."""
+
+    def __init__(self, engine: Engine, requests: list[GenerationRequest]) -> None:
+        self._engine = engine
+        self._requests = requests
+        self._opens = not engine.is_open
+
+    def __enter__(self) -> Run:
+        engine = self._engine
+        if engine._is_busy or engine.has_work:
             raise EngineError("this engine is generating already.", fix="finish or close the open stream first.")
-        self._is_busy = True
-        try:
-            scheduler = Scheduler(max_running=self.max_batch_size, token_budget=self.token_budget)
-            with Session(self.model, self.tokenizer, requests, scheduler, self._make_cache(self.max_batch_size)) as session:
-                yield session
-        finally:
-            self._is_busy = False
+        if self._opens:
+            lengths = [len(request.prompt_ids) + request.sampling.max_tokens for request in self._requests] or [2]
+            needed = sum(length * request.n for length, request in zip(lengths, self._requests, strict=False))
+            engine._open(needed, max(lengths))
+        engine._is_busy = True
+        for request in self._requests:
+            engine.submit(request)
+        return engine._opened()
 
-
-class TokenStream(Iterator[int]):
-    """The tokens of one answer as they are chosen; ``completion`` is there once they have ended. Close it to stop early."""
-
-    def __init__(self, session: contextlib.AbstractContextManager[Session]) -> None:
-        self.completion: Completion | None = None
-        self._tokens = self._run(session)
-
-    def _run(self, manager: contextlib.AbstractContextManager[Session]) -> Generator[int, None, None]:
-        with manager as session:
-            sequence = session.sequences[0]
-            given = 0
-            while not session.is_done:
-                for _, completion in session.step():
-                    self.completion = completion
-                while given < len(sequence.output_ids):
-                    given += 1
-                    yield sequence.output_ids[given - 1]
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> int:
-        return next(self._tokens)
-
-    def close(self) -> None:
-        """Stops generating and frees the engine; a finished stream needs no closing."""
-        self._tokens.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> Literal[False]:
+        engine = self._engine
+        engine._is_busy = False
+        if self._opens:
+            engine.close()
+        elif engine._run is not None:
+            engine._run.drop_all()
+        return False

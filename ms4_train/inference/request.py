@@ -1,93 +1,72 @@
-"""What goes into the engine and what comes out: sampling parameters, requests, completions.
+"""What goes into the engine and what comes out: requests, completions, and the events between them.
 
-Everything is checked when it is made, so the engine meets no bad value in the middle of a batch.
-Exercise it: ``pytest tests/ms4_train/inference/test_request.py``.
+Everything is checked when it is made, so the engine meets no bad value in the middle of a batch. Sampling parameters have a file of their
+own, ``sampling_params``. Exercise it: ``pytest tests/ms4_train/inference/test_request.py``.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from ms4_train.errors import EngineError
+from ms4_train.inference.sampling_params import SamplingParams, is_integer
 from ms4_train.model.images import ImageBatch
 
-MAX_SEED = 2**63 - 1
-FinishReason = Literal["stop", "length"]
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How the tokens of one answer are chosen and when it ends.
-
-    Args:
-        temperature: divides the logits; 0 takes the most likely token (the lower id on a tie).
-        top_p: sample from the smallest set of most likely tokens whose probability reaches this share.
-        seed: names the answer's random numbers; the same seed gives the same answer in any company.
-        max_tokens: most tokens that are generated, the end token included.
-        stop: texts that end the answer; neither they nor what follows is part of it. Control tokens count by their spelling.
-        stop_token_ids: token ids that end the answer besides the model's end token.
-
-    Raises:
-        EngineError: a value outside its range; ``key`` names the field.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    max_tokens: int = 256
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not _is_number(self.temperature) or not math.isfinite(self.temperature) or self.temperature < 0:
-            raise EngineError(f"{self.temperature!r} is not a finite number of 0 or more.", key="temperature", fix="use 0 for greedy.")
-        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
-            raise EngineError(f"{self.top_p!r} is not above 0 and at most 1.", key="top_p", fix="use 1 to sample from all tokens.")
-        if not _is_integer(self.seed) or not 0 <= self.seed <= MAX_SEED:
-            raise EngineError(f"{self.seed!r} is not an integer from 0 to 2^63 - 1.", key="seed", fix="choose a seed in that range.")
-        if not _is_integer(self.max_tokens) or self.max_tokens < 1:
-            raise EngineError(f"{self.max_tokens!r} is not an integer of 1 or more.", key="max_tokens", fix="ask for at least one token.")
-        if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
-            raise EngineError(f"{self.stop!r} is not a tuple of non-empty texts.", key="stop", fix="pass stop=('text',).")
-        ids = self.stop_token_ids
-        if not isinstance(ids, tuple) or not all(_is_integer(token_id) and token_id >= 0 for token_id in ids):
-            raise EngineError(f"{ids!r} is not a tuple of token ids.", key="stop_token_ids", fix="pass stop_token_ids=(2,).")
+MAX_SAMPLES = 1024
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+ThinkingState = Literal["none", "open", "closed", "forced"]
+"""Of an answer: no thought, one that is still open (at the end: unterminated), one that the model closed, one that its budget closed."""
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One answer to generate.
+    """One prompt to answer.
 
     Args:
-        request_id: the caller's name for it, unique within one call.
+        request_id: the caller's name for it, unique among the requests that the engine holds.
         prompt_ids: tokens of the prompt, ending where the answer begins.
         sampling: how its tokens are chosen.
         images: what the image tokens of the prompt stand for, in their order.
+        n: answers to the same prompt, which is computed once. Answer 0 has the request's seed, the others seeds made from it.
+        adapter: name of a loaded adapter; None: the model as it stands, with the adapters that act on it.
+        priority: smaller starts first; equal ones in the order they came.
 
     Raises:
-        EngineError: an empty prompt, or ids that are not integers of 0 or more.
+        EngineError: an empty prompt, ids that are not integers of 0 or more, or n out of range.
     """
 
     request_id: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams = SamplingParams()
     images: ImageBatch | None = None
+    n: int = 1
+    adapter: str | None = None
+    priority: int = 0
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise EngineError("the prompt holds no token.", key=self.request_id, fix="a chat prompt holds at least the begin token.")
-        if not isinstance(self.prompt_ids, tuple) or not all(_is_integer(token_id) and token_id >= 0 for token_id in self.prompt_ids):
+        if not isinstance(self.prompt_ids, tuple) or not all(is_integer(token_id) and token_id >= 0 for token_id in self.prompt_ids):
             raise EngineError("the prompt is not a tuple of token ids.", key=self.request_id, fix="encode the text first.")
+        if not is_integer(self.n) or not 1 <= self.n <= MAX_SAMPLES:
+            raise EngineError(f"{self.n!r} is not an integer from 1 to {MAX_SAMPLES}.", key="n", fix="ask for at least one answer.")
+
+
+class TokenLogprobs(NamedTuple):
+    """How likely the model found one token, before temperature, penalties and constraints.
+
+    Attributes:
+        token_id: of a prompt, or chosen.
+        logprob: its natural logarithm of probability.
+        rank: how many tokens are at least as likely, itself included; 1 is the most likely.
+        top: the most likely tokens with their logprobs, by falling probability, lower id first on a tie; as many as were asked for.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
 
 
 @dataclass
@@ -96,13 +75,22 @@ class Completion:
 
     Attributes:
         request_id: of the request.
+        index: which of the request's n answers.
         token_ids: the answer, without its end token, stop token or stop text. Where a stop text begins inside a token, the text before it
             is encoded again, so that the ids decode to exactly the text before the stop text.
-        finish_reason: "stop" (end token, stop token or stop text) or "length" (max_tokens reached).
+        finish_reason: "stop" (end token, stop token, stop text, or the end of a constraint), "length" (max_tokens reached), "cancelled",
+            or "error".
         stop_reason: None for the model's end token and for "length"; else the stop text, or the stop token's id as text.
         prompt_tokens: tokens of the prompt.
-        generated_tokens: tokens that the model chose, end and stop tokens included.
+        cached_tokens: how many of them came out of the prefix cache when the answer began.
+        generated_tokens: tokens that were chosen, end and stop tokens included.
         seconds: from the start of its prompt's computation to its last token, in the company of whatever shared the batch.
+        queue_seconds: from its arrival to that start.
+        first_token_seconds: from its arrival to its first token.
+        thinking: what became of the thought; "open" is an unterminated one, "forced" one that the thinking budget closed.
+        logprobs: of every generated token (end and stop tokens included), where asked for.
+        prompt_logprobs: of every prompt token but the first, which nothing comes before (None), where asked for.
+        error: why there is no answer, where ``finish_reason`` is "error".
     """
 
     request_id: str
@@ -112,6 +100,40 @@ class Completion:
     prompt_tokens: int
     generated_tokens: int
     seconds: float
+    index: int = 0
+    cached_tokens: int = 0
+    queue_seconds: float = 0.0
+    first_token_seconds: float = 0.0
+    thinking: ThinkingState = "none"
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    error: EngineError | None = None
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """Tokens that are now certain to belong to an answer.
+
+    Attributes:
+        request_id, index: of the answer.
+        token_ids: in order; several at once after a held-back stop text.
+        logprobs: of the tokens chosen since the last event, where asked for.
+    """
+
+    request_id: str
+    index: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(frozen=True)
+class FinishEvent:
+    """An answer has ended; its last tokens came in a ``TokenEvent`` before."""
+
+    completion: Completion
+
+
+Event = TokenEvent | FinishEvent
 
 
 @dataclass(frozen=True)
@@ -119,11 +141,11 @@ class Progress:
     """Where a call of the engine stands after a step.
 
     Attributes:
-        finished, running, waiting: requests.
+        finished, running, waiting: answers.
         generated_tokens: chosen so far, over all requests of the call.
         prompt_tokens: prompt tokens computed so far.
         steps: engine steps so far.
-        cache_bytes: bytes that the latent cache holds now.
+        cache_bytes: bytes of the cache blocks in use now.
         seconds: since the call began.
     """
 
@@ -135,3 +157,35 @@ class Progress:
     steps: int
     cache_bytes: int
     seconds: float
+
+
+@dataclass
+class EngineStats:
+    """Counters of an engine since it was made, for metrics; gauges are of now.
+
+    Attributes:
+        prompt_tokens: computed, or found in the prefix cache.
+        cached_tokens: found in the prefix cache.
+        generated_tokens: chosen.
+        preemptions: running sequences that gave up their blocks and began again.
+        steps: engine steps.
+        finished: answers by finish reason.
+        forced_thoughts: thoughts that a budget closed.
+        running, waiting: answers now.
+        blocks_used, blocks_cached, blocks_total: cache blocks that running answers hold, that only the prefix cache holds, and all.
+        bytes_per_block: in the latent cache, all layers.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    finished: dict[str, int] = field(default_factory=dict)
+    forced_thoughts: int = 0
+    running: int = 0
+    waiting: int = 0
+    blocks_used: int = 0
+    blocks_cached: int = 0
+    blocks_total: int = 0
+    bytes_per_block: int = 0

@@ -1,68 +1,26 @@
-"""Which tokens the next step computes.
+"""Which tokens the next step computes, and in which cache blocks they land.
 
-One rule: every request has computed tokens and wanted tokens (its prompt, and what it has generated), and each step brings requests closer
-to what they want within a budget of tokens. A whole prompt, a part of a long prompt and a single decoded token are the same thing here:
-a piece of a sequence. Requests start in the order they came; running ones always advance before a new one starts, so none waits for ever.
-
-A running sequence owns a cache slot. Slots are kept gapless: when a sequence ends, the last one moves into its slot at once, so that the
-cache can be read as one contiguous block. Pure Python: the one tensor is carried along, never looked into.
+One rule: every sequence has computed tokens and wanted tokens (its prompt, and what was chosen since), and each step brings sequences closer
+to what they want within a budget of tokens. A whole prompt, a part of a long one, what a prefix hit left over, a single decoded token and
+the way back after a preemption are the same thing here: a piece of a sequence. Sequences start in the order of their priority, then of
+their coming; running ones always advance before a new one starts. Where blocks run out, the sequence that started last gives up its own
+and begins again later, from what the prefix cache has kept of it. Pure Python.
 Exercise it: ``pytest tests/ms4_train/inference/test_scheduler.py``.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
+import itertools
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
-from ms4_train.inference.detokenize import StopMatcher
-from ms4_train.inference.request import GenerationRequest
+from ms4_train.inference.blocks import BlockPool
+from ms4_train.inference.sequence import Sequence
 
 
-@dataclass(eq=False)
-class Sequence:
-    """One request on its way.
-
-    Attributes:
-        request: what was asked for.
-        index: its place among the requests of the call.
-        matcher: watches for stop texts.
-        token_ids: prompt and chosen tokens; all of them are wanted.
-        computed: how many of them the cache holds.
-        slot: its cache slot, while it runs.
-        output_ids: tokens that are certain to belong to the answer.
-        features_nd: embeddings of the prompt's image tokens that are not computed yet, from the first piece to the last with images.
-        started: clock reading at its first step, in seconds.
-    """
-
-    request: GenerationRequest
-    index: int
-    matcher: StopMatcher
-    token_ids: list[int] = field(default_factory=list)
-    computed: int = 0
-    slot: int = -1
-    output_ids: list[int] = field(default_factory=list)
-    features_nd: Tensor | None = None
-    started: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.token_ids = list(self.request.prompt_ids)
-
-    @property
-    def wanted(self) -> int:
-        """Tokens that must be computed before the next one can be chosen."""
-        return len(self.token_ids)
-
-    @property
-    def num_generated(self) -> int:
-        """Tokens chosen so far, which is also the position of the next one in the answer."""
-        return len(self.token_ids) - len(self.request.prompt_ids)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
-    """Tokens ``start`` to ``start + length`` of a sequence, to be computed in one step."""
+    """Tokens of one sequence that a step computes: ``length`` of them from position ``start``."""
 
     sequence: Sequence
     start: int
@@ -70,109 +28,200 @@ class Piece:
 
     @property
     def chooses(self) -> bool:
-        """Whether the sequence is complete after it, so that its next token can be chosen."""
+        """Whether the sequence is complete with this piece, so that its next token is chosen."""
         return self.start + self.length == self.sequence.wanted
 
 
-@dataclass(frozen=True)
-class Move:
-    """A cache slot's contents to be moved: the first ``length`` tokens of slot ``source`` to slot ``target``."""
+@dataclass
+class Step:
+    """What a step does.
 
-    source: int
-    target: int
-    length: int
+    Attributes:
+        pieces: in the order in which their sequences started.
+        copies: blocks to copy first, (source, target).
+        fresh: blocks that were never written before.
+    """
 
-
-# A prompt's forward costs about as much as a decode step whether it holds one short prompt or ten, so new ones start together: when this
-# share of the slots is free, or after so many steps, whichever comes first.
-_REFILL_SHARE = 8
-_LONGEST_HOLD = 16
+    pieces: list[Piece] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    fresh: list[int] = field(default_factory=list)
 
 
 class Scheduler:
-    """Waiting and running sequences, and the choice of pieces for the next step.
+    """Holds the waiting and running sequences.
 
     Args:
-        max_running: most sequences at once, which is the number of cache slots.
+        pool: of the cache's blocks. One sequence of the longest length, and one block more, must fit into it.
+        block_size: tokens of a block.
+        max_running: most sequences at once.
         token_budget: most tokens per step; at least ``max_running``, so that every running sequence can decode.
     """
 
-    def __init__(self, *, max_running: int, token_budget: int) -> None:
+    def __init__(self, pool: BlockPool, *, block_size: int, max_running: int, token_budget: int) -> None:
         assert token_budget >= max_running, "every running sequence must be able to decode in each step"
+        self.preemptions = 0
+        self._was_short = False
+        self._pool = pool
+        self._block_size = block_size
         self._max_running = max_running
         self._token_budget = token_budget
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: list[tuple[int, int, Sequence]] = []
         self._running: list[Sequence] = []
-        self._held_steps = 0
+        self._count = itertools.count()
 
     @property
     def num_waiting(self) -> int:
-        """Sequences that have not started."""
+        """Sequences that have not started, or were preempted."""
         return len(self._waiting)
 
     @property
     def num_running(self) -> int:
-        """Sequences that own a slot; the slots in use are 0 to this."""
+        """Sequences that hold blocks."""
         return len(self._running)
 
+    @property
+    def sequences(self) -> list[Sequence]:
+        """All of them."""
+        return [*self._running, *(sequence for _, _, sequence in self._waiting)]
+
     def add(self, sequence: Sequence) -> None:
-        """Queues a new sequence."""
-        self._waiting.append(sequence)
+        """Queue a new sequence."""
+        heapq.heappush(self._waiting, (sequence.request.priority, next(self._count), sequence))
 
-    def next_step(self) -> list[Piece]:
-        """The pieces of the next step, in order of slots; empty when nothing is left to do.
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is: it has ended, or is not wanted any more."""
+        if sequence in self._running:
+            self._running.remove(sequence)
+            self._release(sequence)
+        else:
+            self._waiting = [entry for entry in self._waiting if entry[2] is not sequence]
+            heapq.heapify(self._waiting)
 
-        A step takes every running sequence's decode, then the rest of a prompt that was begun, then new prompts. A prompt that fits the
-        whole budget but not what is left of it waits for a step with more room instead of being split. In a batch that is nearly full,
-        new prompts are held for a few steps until several can start at once.
-        """
+    def next_step(self) -> Step:
+        """The next step; without pieces when nothing is left to do."""
+        step = Step()
+        self._was_short = False
+        lengths = self._share_budget()
+        left = self._token_budget - sum(lengths.values())
+        index = 0
+        while index < len(self._running):
+            sequence = self._running[index]
+            length = lengths[id(sequence)]
+            if length and self._make_room(sequence, length, step, keep=index + 1):
+                step.pieces.append(Piece(sequence, sequence.computed, length))
+            index += 1
+        # After a preemption nothing new starts: it would take the room that the preempted one waits for.
+        if len(step.pieces) == len(self._running) and not self._was_short:
+            self._start(left, step)
+        return step
+
+    def finish_step(self, step: Step) -> None:
+        """The step's tokens are in the cache now; full blocks get their names."""
+        size = self._block_size
+        for piece in step.pieces:
+            sequence = piece.sequence
+            before, sequence.computed = sequence.computed, piece.start + piece.length
+            full = sequence.computed // size
+            if full > before // size:
+                names = sequence.block_names(full, size)
+                for index in range(before // size, full):
+                    self._pool.name(sequence.blocks[index], names[index])
+
+    def _share_budget(self) -> dict[int, int]:
+        """Tokens of each running sequence. Those that want fewest come first: a long prompt must not hold up the others' next tokens."""
         left = self._token_budget
         lengths: dict[int, int] = {}
-        # Decodes first: a long prompt on its way must not hold up the others' next tokens.
         for sequence in sorted(self._running, key=lambda running: running.wanted - running.computed):
-            lengths[sequence.slot] = min(sequence.wanted - sequence.computed, left)
-            left -= lengths[sequence.slot]
-        if self._may_start():
-            self._start(left, lengths)
-        return [Piece(running, running.computed, lengths[running.slot]) for running in self._running if lengths[running.slot]]
+            lengths[id(sequence)] = min(sequence.wanted - sequence.computed, left)
+            left -= lengths[id(sequence)]
+        return lengths
 
-    def _may_start(self) -> bool:
-        """Whether new prompts start in this step."""
-        free = self._max_running - len(self._running)
-        if not self._waiting or not free:
-            self._held_steps = 0
-            return False
-        self._held_steps += 1
-        if free >= self._max_running // _REFILL_SHARE or self._held_steps > _LONGEST_HOLD:
-            self._held_steps = 0
-            return True
-        return False
+    def _make_room(self, sequence: Sequence, length: int, step: Step, *, keep: int) -> bool:
+        """Give a running sequence blocks of its own for its next tokens, if need be by preempting those that started after it, but none of
+        the first ``keep``. Returns whether it still runs: the last one preempts itself."""
+        while self._missing(sequence, length) > self._pool.num_free:
+            self._was_short = True
+            victim = self._running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+            assert len(self._running) >= keep, "a sequence with a piece in this step is never preempted"
+        self._own(sequence, length, step)
+        return True
 
-    def _start(self, left: int, lengths: dict[int, int]) -> None:
-        """Starts waiting sequences within ``left`` tokens and enters their first pieces in ``lengths`` (tokens by slot)."""
-        if any(lengths[running.slot] < running.wanted - running.computed for running in self._running):
-            return  # a long prompt is on its way and took what was left
-        num_prompts = sum(1 for running in self._running if running.num_generated == 0)
+    def _missing(self, sequence: Sequence, length: int) -> int:
+        """Blocks that the next ``length`` tokens need and that the sequence has not got for itself."""
+        size = self._block_size
+        first, stop = sequence.computed // size, -(-(sequence.computed + length) // size)
+        held = sequence.blocks
+        shared = sum(1 for index in range(first, min(stop, len(held))) if self._pool.is_shared(held[index]))
+        return shared + max(0, stop - len(held))
+
+    def _own(self, sequence: Sequence, length: int, step: Step) -> None:
+        """Take the missing blocks; shared ones that are written to are copied."""
+        size = self._block_size
+        first, stop = sequence.computed // size, -(-(sequence.computed + length) // size)
+        blocks = sequence.blocks
+        for index in range(first, min(stop, len(blocks))):
+            if self._pool.is_shared(blocks[index]):
+                copy = self._pool.take([])
+                step.copies.append((blocks[index], copy))
+                self._pool.give_back([blocks[index]])
+                blocks[index] = copy
+        while len(blocks) < stop:
+            blocks.append(self._pool.take(step.fresh))
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Stop a running sequence and queue it before all that came after it."""
+        self.preemptions += 1
+        self._running.remove(sequence)
+        self._release(sequence)
+        heapq.heappush(self._waiting, (sequence.request.priority, -self.preemptions, sequence))
+
+    def _release(self, sequence: Sequence) -> None:
+        self._pool.give_back(sequence.blocks)
+        sequence.blocks = []
+        sequence.computed = 0
+
+    def _start(self, left: int, step: Step) -> None:
+        """Start waiting sequences within ``left`` tokens."""
+        later: list[tuple[int, int, Sequence]] = []
         while self._waiting and len(self._running) < self._max_running and left > 0:
-            length = min(self._waiting[0].wanted, left)
-            is_split = length < self._waiting[0].wanted
-            if is_split and num_prompts:
-                return
-            sequence = self._waiting.popleft()
-            sequence.slot = len(self._running)
+            entry = heapq.heappop(self._waiting)
+            sequence = entry[2]
+            leader = sequence.leader
+            if leader is not None and leader in self._running and leader.computed < len(leader.prompt_ids):
+                later.append(entry)  # it will share what its leader is computing
+                continue
+            self._find_prefix(sequence)
+            length = min(sequence.wanted - sequence.computed, left)
+            # One free block for each running sequence: what has started shall not be preempted at once by what starts now.
+            if self._missing(sequence, length) + (len(self._running) if self._running else 0) > self._pool.num_free:
+                self._release(sequence)
+                later.append(entry)
+                break
             self._running.append(sequence)
-            lengths[sequence.slot] = length
+            self._own(sequence, length, step)
+            step.pieces.append(Piece(sequence, sequence.computed, length))
+            if sequence.cached_tokens < 0:
+                sequence.cached_tokens = min(sequence.computed, len(sequence.prompt_ids))
             left -= length
-            num_prompts += 1
-            if is_split:
-                return
+        for entry in later:
+            heapq.heappush(self._waiting, entry)
 
-    def finish(self, sequence: Sequence) -> Move | None:
-        """Takes a sequence out and frees its slot; returns what must be moved in the cache to close the gap."""
-        last = self._running.pop()
-        if last is sequence:
-            return None
-        move = Move(source=last.slot, target=sequence.slot, length=last.computed)
-        self._running[sequence.slot] = last
-        last.slot = sequence.slot
-        return move
+    def _find_prefix(self, sequence: Sequence) -> None:
+        """Let a sequence that starts hold the blocks that exist already of its beginning. At least its last token is computed."""
+        size, leader = self._block_size, sequence.leader
+        if not sequence.reads_cache:
+            return
+        prompt = len(sequence.prompt_ids)
+        if leader is not None and leader in self._running and not sequence.generated_ids:
+            # The leader's blocks, its half-filled last one too: whoever writes to that first gets a copy.
+            shared, computed = leader.blocks[: -(-prompt // size)], prompt - 1
+        else:
+            count = (sequence.wanted - 1) // size
+            shared = self._pool.find(sequence.block_names(count, size))
+            computed = len(shared) * size
+        for block in shared:
+            self._pool.share(block)
+        sequence.blocks, sequence.computed = list(shared), computed

@@ -1,13 +1,14 @@
 """The latent KV cache: what attention keeps of a token is one latent and one rotated key part, shared by all heads.
 
-Exercise it: ``pytest tests/ms4_train/model/test_cache.py``.
+A cache is a pool of blocks per layer. Which blocks a sequence has, the layout says; who may have them, and for how long, is the caller's
+business. Exercise it: ``pytest tests/ms4_train/model/test_cache.py``.
 
-Shape suffixes: l layers, n slots, p positions a slot can hold, t new tokens, b sequences of the batch, s positions of the longest one,
-c = kv_lora_rank + qk_rope_head_dim.
+Shape suffixes: n blocks, s tokens of a block, m = kv_lora_rank + qk_rope_head_dim.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -18,43 +19,37 @@ from ms4_train.model.layout import SequenceLayout
 
 
 class LatentCache(Protocol):
-    """What attention needs of a cache. Who holds which slot, and for how long, is the caller's business."""
+    """What attention needs of a cache."""
 
-    def append(self, layer: int, latent_tc: Tensor, layout: SequenceLayout) -> None:
-        """Store the new tokens of ``layout`` at their slots and positions."""
-        ...
-
-    def context(self, layer: int, layout: SequenceLayout) -> Tensor:
-        """Return [B, S, C]: each sequence from position 0, with S = max(layout.stops); values beyond a stop are finite and ignored."""
+    @property
+    def pools(self) -> Sequence[Tensor]:
+        """Of each layer [n, s, m], contiguous."""
         ...
 
 
 class DenseLatentCache:
-    """A rectangle of slots times positions; simple, and enough for batches of similar length."""
+    """A pool whose blocks, the slots, are as large as a sequence can get; simple, and enough for batches of similar length.
+
+    Attributes:
+        pools: of each layer [n, s, m], zeros at first.
+    """
 
     def __init__(
         self, config: TextConfig, *, slots: int, max_len: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> None:
-        self.max_len = max_len
-        self._latents_lnpc = torch.zeros(config.num_hidden_layers, slots, max_len, config.latent_dim, dtype=dtype, device=device)
+        shape = (slots, max_len, config.latent_dim)
+        self.pools = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
 
-    def append(self, layer: int, latent_tc: Tensor, layout: SequenceLayout) -> None:
-        """Store the new tokens.
 
-        Raises:
-            ValueError: a sequence outgrows its slot, or the layout names no slots.
-        """
-        if max(layout.stops) > self.max_len:
-            raise ValueError(f"a sequence of {max(layout.stops)} tokens does not fit a cache of {self.max_len} positions")
-        device = self._latents_lnpc.device
-        self._latents_lnpc[layer, layout.slot_t.to(device), layout.position_t.to(device)] = latent_tc.detach().to(self._latents_lnpc.dtype)
+def check_room(cache: LatentCache, layout: SequenceLayout) -> None:
+    """See that every sequence's blocks exist and hold its tokens.
 
-    def context(self, layer: int, layout: SequenceLayout) -> Tensor:
-        """Return the sequences' latents; a view when the slots are consecutive."""
-        if layout.slots is None:
-            raise ValueError("a forward pass with a cache needs the layout's slots")
-        first, count = layout.slots[0], len(layout.slots)
-        latents_npc = self._latents_lnpc[layer, :, : max(layout.stops)]
-        if layout.slots == tuple(range(first, first + count)):
-            return latents_npc[first : first + count]
-        return latents_npc[torch.tensor(layout.slots, device=latents_npc.device)]
+    Raises:
+        ValueError: they do not, or the layout names none.
+    """
+    num_blocks, block_size = cache.pools[0].shape[:2]
+    for table, stop in zip(layout.tables, layout.stops, strict=True):
+        if stop > len(table) * block_size:
+            raise ValueError(f"a sequence of {stop} tokens does not fit a cache of {len(table) * block_size} positions")
+        if not 0 <= min(table) <= max(table) < num_blocks:
+            raise ValueError(f"blocks {min(table)} to {max(table)} of a cache of {num_blocks}")

@@ -4,7 +4,8 @@ The network takes all tokens of a batch as one axis without padding. Positions a
 token can neither see another document nor sit at a wrong position because of what a caller passed along.
 Exercise it: ``pytest tests/ms4_train/model/test_layout.py``.
 
-Shape suffixes: t tokens of all sequences in a row, b sequences (cu_seqlens: b + 1), s positions of a padded batch.
+Shape suffixes: t tokens of all sequences in a row, b sequences (cu_seqlens: b + 1), s positions of a padded batch, j blocks of the longest
+sequence.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ class SequenceLayout:
     Attributes:
         lengths: new tokens of each sequence, at least 1.
         starts: tokens of each sequence that lie in the cache already; () means none anywhere.
-        slots: cache slot of each sequence; None without a cache.
+        slots: the one cache block of each sequence, where a block is as large as a sequence can get; None without such a cache.
+        blocks: the cache blocks of each sequence, in order; those that new tokens are written to belong to one sequence alone.
     """
 
     lengths: tuple[int, ...]
     starts: tuple[int, ...] = ()
     slots: tuple[int, ...] | None = None
+    blocks: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.starts:
@@ -40,6 +43,8 @@ class SequenceLayout:
             raise ValueError(f"{len(self.lengths)} sequences, but starts {self.starts}")
         if self.slots is not None and (len(self.slots) != len(self.lengths) or len(set(self.slots)) != len(self.slots)):
             raise ValueError(f"{len(self.lengths)} sequences need as many different slots, got {self.slots}")
+        if self.blocks is not None and (self.slots is not None or len(self.blocks) != len(self.lengths)):
+            raise ValueError(f"{len(self.lengths)} sequences need as many lists of blocks and no slots, got {len(self.blocks)}")
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int]) -> SequenceLayout:
@@ -72,11 +77,6 @@ class SequenceLayout:
         """New tokens of all sequences."""
         return sum(self.lengths)
 
-    @property
-    def is_fresh(self) -> bool:
-        """Whether no sequence continues one that is in the cache."""
-        return not any(self.starts)
-
     @cached_property
     def stops(self) -> tuple[int, ...]:
         """Tokens of each sequence after this forward pass, cached ones included."""
@@ -98,13 +98,26 @@ class SequenceLayout:
         first_b = torch.tensor(self.starts) - self.cu_seqlens_b[:-1]
         return torch.arange(self.num_tokens) + first_b[self.sequence_t]
 
+    @property
+    def num_fresh(self) -> int:
+        """How many sequences at the front continue nothing that is in the cache."""
+        return next((index for index, start in enumerate(self.starts) if start), len(self.starts))
+
     @cached_property
-    def slot_t(self) -> Tensor:
-        """The cache slot of each token, int64 [T], on the CPU.
+    def tables(self) -> tuple[tuple[int, ...], ...]:
+        """The cache blocks of each sequence.
 
         Raises:
-            ValueError: the layout names no slots.
+            ValueError: the layout names neither blocks nor slots.
         """
+        if self.blocks is not None:
+            return self.blocks
         if self.slots is None:
-            raise ValueError("a forward pass with a cache needs the layout's slots")
-        return torch.tensor(self.slots)[self.sequence_t]
+            raise ValueError("a forward pass with a cache needs the layout's slots or blocks")
+        return tuple((slot,) for slot in self.slots)
+
+    @cached_property
+    def table_bj(self) -> Tensor:
+        """``tables`` as one tensor, int32 [B, J], on the CPU; 0 where a sequence has fewer blocks than the longest one."""
+        longest = max(len(table) for table in self.tables)
+        return torch.tensor([[*table, *(0,) * (longest - len(table))] for table in self.tables], dtype=torch.int32)

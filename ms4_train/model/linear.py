@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ms4_kernels.native.linear import linear
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 class Linear(nn.Linear):
@@ -16,3 +19,13 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Apply to the last axis."""
         return linear(input, self.weight)
+
+
+def joined_weight(*layers: nn.Module) -> Tensor | None:
+    """A copy of the weights of layers that have one input, behind one another, so that one product makes all their outputs.
+
+    None where a layer is not plain: quantised, adapted, sharded, or with a hook that wants to see its call.
+    """
+    if not all(type(layer) is Linear and layer.weight.ndim == 2 and not any(getattr(layer, kind) for kind in _HOOKS) for layer in layers):
+        return None
+    return torch.cat([layer.weight.detach() for layer in layers])  # type: ignore[misc]

@@ -8,6 +8,7 @@ Shape suffixes: t tokens, k experts per token, e experts, d hidden, n expert int
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,10 @@ from ms4_kernels.moe import ExpertLora, experts
 from ms4_kernels.native.linear import linear
 from ms4_kernels.routing import route
 from ms4_train.model.config import TextConfig
-from ms4_train.model.linear import Linear
+from ms4_train.model.linear import Linear, joined_weight
 from ms4_train.model.quantised import QuantisedStack
 from ms4_train.model.router_terms import RouterRecorder
+from ms4_train.model.row_segments import current_segments
 
 LocalExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
 ExpertExchange = Callable[[Tensor, Tensor, Tensor, LocalExperts], Tensor]
@@ -59,7 +61,8 @@ class Mistral4Experts(nn.Module):
         gate_up_proj: [E, 2n, d], a parameter, or a :class:`QuantisedStack` that stands for one.
         down_proj: [E, d, n], likewise.
         recompute: keep the input only and compute the pre-activation again in the backward pass.
-        lora: an adapter over the stacks, if any; its ``kernel_lora()`` returns an :class:`ExpertLora`.
+        lora: an adapter over the stacks, if any; its ``kernel_lora()`` returns an :class:`ExpertLora`, and where rows are for several
+            adapters (``row_segments``) its ``row_lora(rows)`` several of them with the index of each row.
         exchange: sends tokens to the ranks that hold their experts, called as ``exchange(hidden_td, expert_ids_tk, weights_tk, compute)``,
             where ``compute(hidden, ids, weights)`` runs this rank's experts on their local ids.
     """
@@ -89,9 +92,23 @@ class Mistral4Experts(nn.Module):
         return self._compute(hidden_td, expert_ids_tk, weights_tk)
 
     def _compute(self, hidden_td: Tensor, expert_ids_tk: Tensor, weights_tk: Tensor) -> Tensor:
-        lora: ExpertLora | None = self.lora.kernel_lora() if self.lora is not None else None  # type: ignore[operator]
+        lora, adapter_t = self._adapters(hidden_td.shape[0])
         gate_up, down = (stack.value() if isinstance(stack, QuantisedStack) else stack for stack in (self.gate_up_proj, self.down_proj))
-        return experts(hidden_td, gate_up, down, expert_ids_tk, weights_tk, lora=lora, recompute=self.recompute, backend=self.backend)
+        options: dict[str, Any] = {"lora": lora, "adapter_t": adapter_t, "recompute": self.recompute, "backend": self.backend}
+        return experts(hidden_td, gate_up, down, expert_ids_tk, weights_tk, **options)
+
+    def _adapters(self, rows: int) -> tuple[ExpertLora | None, Tensor | None]:
+        """The adapter, and where rows are for several ones, which of them each row takes."""
+        if self.lora is None:
+            return None, None
+        if current_segments() is None:
+            return self.lora.kernel_lora(), None  # type: ignore[operator]
+        return self.lora.row_lora(rows)  # type: ignore[operator]
+
+    def release_decode(self) -> None:
+        """Drop what the adapters keep of their values, which may change now."""
+        if self.lora is not None:
+            self.lora.release_decode()  # type: ignore[operator]
 
 
 class GatedMLP(nn.Module):
@@ -102,10 +119,23 @@ class GatedMLP(nn.Module):
         self.gate_proj = Linear(hidden_size, intermediate_size)
         self.up_proj = Linear(hidden_size, intermediate_size)
         self.down_proj = Linear(intermediate_size, hidden_size)
+        self._gate_up_id: Tensor | None = None
 
     def forward(self, hidden_td: Tensor) -> Tensor:
         """Apply to each token."""
-        return self.down_proj(F.silu(self.gate_proj(hidden_td)) * self.up_proj(hidden_td))
+        if self._gate_up_id is not None:
+            gate_tn, up_tn = linear(hidden_td, self._gate_up_id).chunk(2, dim=-1)
+        else:
+            gate_tn, up_tn = self.gate_proj(hidden_td), self.up_proj(hidden_td)
+        return self.down_proj(F.silu(gate_tn) * up_tn)
+
+    def prepare_decode(self) -> None:
+        """Keep a copy of gate and up as one matrix, where both are plain, until :meth:`release_decode`: one product instead of two."""
+        self._gate_up_id = joined_weight(self.gate_proj, self.up_proj)
+
+    def release_decode(self) -> None:
+        """Drop the copy."""
+        self._gate_up_id = None
 
 
 class Mistral4MoE(nn.Module):
@@ -126,5 +156,12 @@ class Mistral4MoE(nn.Module):
     def forward(self, hidden_td: Tensor) -> Tensor:
         """Apply to each token."""
         weights_tk, expert_ids_tk = self.gate(hidden_td)
-        self.expert_counts_e = torch.bincount(expert_ids_tk.flatten(), minlength=self.num_experts)
+        self.expert_counts_e = _counts(expert_ids_tk, self.num_experts)
         return self.experts(hidden_td, expert_ids_tk, weights_tk) + self.shared_experts(hidden_td)
+
+
+def _counts(expert_ids_tk: Tensor, num_experts: int) -> Tensor:
+    """How often each id occurs, int64 [E]. ``bincount`` would make the host wait for a GPU, to learn the largest id."""
+    counts_e = torch.zeros(num_experts, dtype=torch.int64, device=expert_ids_tk.device)
+    flat_ids = expert_ids_tk.flatten()
+    return counts_e.scatter_add_(0, flat_ids, torch.ones_like(flat_ids))

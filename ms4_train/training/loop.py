@@ -43,6 +43,8 @@ class TrainingRun:
         flops: counts operations for ``mfu``.
         speed: clock of the steps.
         save: commits run state after that many steps; None when the run saves nothing.
+        answer_tasks: lets the model of the moment answer tasks after that many steps; returns metrics. None where there are no tasks.
+        answer_every: steps between two times of that; it is also done after the last one.
     """
 
     section: TrainingSection
@@ -56,6 +58,8 @@ class TrainingRun:
     flops: FlopCounter
     speed: Speedometer
     save: Callable[[int], Path] | None
+    answer_tasks: Callable[[int], dict[str, float]] | None = None
+    answer_every: int = 0
     experts: ExpertCounter = field(default_factory=ExpertCounter)
     router_losses: RouterLosses = field(init=False)
 
@@ -108,6 +112,8 @@ def train(run: TrainingRun, stop: StopSignals, *, first_step: int = 0) -> dict[s
         # Evaluate.
         if run.eval_batches and is_due(section.eval_strategy, section.eval_steps, run.epoch_steps, done, last=run.total_steps):
             results |= evaluate(run, done)
+        if run.answer_tasks is not None and is_due("steps", run.answer_every, 0, done, last=run.total_steps):
+            results |= answer(run, run.answer_tasks, done)
         # Save, and stop when asked to.
         signal_number = stop.agreed(engine.mesh)
         saving = is_due(section.save_strategy, section.save_steps, run.epoch_steps, done, last=run.total_steps) or signal_number
@@ -160,6 +166,14 @@ def require_finite(loss: float, step: int, batches: Sequence[PackedBatch]) -> No
 def evaluate(run: TrainingRun, done: int) -> dict[str, float]:
     """Validation loss, logged; its time does not count as training."""
     metrics = validation_loss(run.model, run.eval_batches, run.engine.mesh, chunk_tokens=run.section.loss_chunk_tokens)
+    run.tracker.log(done, metrics)
+    run.speed.reset()
+    return metrics
+
+
+def answer(run: TrainingRun, tasks: Callable[[int], dict[str, float]], done: int) -> dict[str, float]:
+    """Metrics of answered tasks, logged; their time does not count as training."""
+    metrics = tasks(done)
     run.tracker.log(done, metrics)
     run.speed.reset()
     return metrics

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -59,6 +59,9 @@ from ms4_train.training import (
 from ms4_train.training.forward import require_vision
 from ms4_train.untrusted import read_bytes
 from ms4_train.weights import base_fingerprint, read_config
+
+if TYPE_CHECKING:
+    from ms4_recipes.answer_tasks import TaskEvaluation
 
 _LOG = logging.getLogger(__name__)
 MAX_TOKENIZER_BYTES = 64 << 20
@@ -115,6 +118,7 @@ class Plan:
     identity: dict[str, Any]
     saved: SavedRun | None
     length: RunLength
+    tasks: TaskEvaluation | None
 
     @property
     def model(self) -> Mistral4ForCausalLM:
@@ -182,6 +186,11 @@ def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
     if saved:
         for change in check_same_run(saved.state["identity"], identity, folder=saved.folder):
             _LOG.warning("the resumed run changes %s.", change)
+    tasks = None
+    if config.evaluation is not None:
+        from ms4_recipes.answer_tasks import TaskEvaluation
+
+        tasks = TaskEvaluation(config, config.evaluation, prepared.model, tokenizer, run=identity["sha256"], world_size=mesh.world_size)
     return Plan(
         config=config,
         mesh=mesh,
@@ -196,6 +205,7 @@ def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
         identity=identity,
         saved=saved,
         length=dataclasses.replace(length, first_step=saved.step if saved else 0),
+        tasks=tasks,
     )
 
 
@@ -264,6 +274,8 @@ def train_run(plan: Plan) -> TrainEngine:
                     flops=plan.flops,
                     speed=Speedometer(peak),
                     save=None if training.save_strategy == "no" else save,
+                    answer_tasks=plan.tasks,
+                    answer_every=config.evaluation.steps if config.evaluation else 0,
                 ),
                 stop,
                 first_step=length.first_step,

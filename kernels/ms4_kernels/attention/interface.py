@@ -21,6 +21,7 @@ from ms4_kernels.attention.documents import PackedDocuments
 from ms4_kernels.attention.flash import FLASH_DTYPES, FLASH_MAX_WIDTH, INSTALL, attention_flash, flash_package
 from ms4_kernels.attention.reference import attention_reference
 from ms4_kernels.attention.sdpa import attention_sdpa
+from ms4_kernels.invariant.switch import is_on
 
 __all__ = ["Backend", "packed_attention"]
 
@@ -47,7 +48,8 @@ def packed_attention(
         query_thx: [T, h, x] queries of a packed row.
         key_thx: [T, h, x] keys.
         value_thv: [T, h, v] values; v may differ from x. All three have one type.
-        documents: how the row splits; one object for all layers of a pass, so that what backends derive from it is made once.
+        documents: how the row splits; one object for all layers of a pass, so that what backends derive from it is made once. Inside
+            ``batch_invariant()`` each document is computed alone.
         scale: factor on the products of queries and keys.
         causal: whether a token sees itself and what comes before it, or its whole document.
         backend: ``auto`` takes ``cpu`` on a CPU. On a GPU it takes FlashAttention where it is installed and serves the type and width,
@@ -63,7 +65,11 @@ def packed_attention(
     device, width = query_thx.device, max(query_thx.shape[-1], value_thv.shape[-1])
     narrowest = min(query_thx.shape[-1], value_thv.shape[-1])
     chosen = _choose(backend, device.type, query_thx.dtype, (narrowest, width), flash_package(device), _has_triton(), causal)
-    return _implementation(chosen)(query_thx, key_thx, value_thv, documents, scale, causal)
+    attend = _implementation(chosen)
+    if is_on() and len(documents.lengths) > 1:
+        parts = zip(*(x.split(documents.lengths) for x in (query_thx, key_thx, value_thv)), documents.lengths, strict=True)
+        return torch.cat([attend(q, k, v, PackedDocuments((length,), device), scale, causal) for q, k, v, length in parts])
+    return attend(query_thx, key_thx, value_thv, documents, scale, causal)
 
 
 @cache

@@ -4,6 +4,7 @@
 #include "matmul.c"
 #include "norm.c"
 #include "rows.c"
+#include "step_layers.c"
 
 int32_t ms4_lanes(void) { return LANES; }
 

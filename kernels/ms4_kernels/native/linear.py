@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ms4_kernels.invariant.switch import is_on
 from ms4_kernels.native.library import library, readable
 from ms4_kernels.native.matmul import product_nn, product_nt, product_tn, run_lora
 
@@ -52,7 +53,9 @@ def lora_linear(x: Tensor, weight_oi: Tensor, a_ri: Tensor, b_or: Tensor, scale:
 
 
 def serves_lora(x: Tensor, weight_oi: Tensor, a_ri: Tensor, b_or: Tensor) -> bool:
-    """Whether :func:`lora_linear` serves, and pays, for these."""
+    """Whether :func:`lora_linear` serves, and pays, for these; never inside ``batch_invariant()``, for it would depend on the rows."""
+    if is_on():
+        return False
     rows = x.numel() // max(x.shape[-1], 1)
     enough = rows >= _LEAST_ROWS and rows * weight_oi.numel() >= _LEAST_WORK
     factors = all(factor.dtype == torch.float32 and factor.is_contiguous() for factor in (a_ri, b_or)) and readable(a_ri, b_or)

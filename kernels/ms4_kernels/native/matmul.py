@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ms4_kernels.invariant.switch import is_on
 from ms4_kernels.native.library import library, readable
 
 _LEAST = 1 << 20  # products of two numbers below which describing the call costs more than it saves
@@ -66,7 +67,7 @@ def _serves(left: Tensor, right: Tensor, summed: tuple[int, int], work: int) -> 
     """Whether both are plain contiguous fp32 matrices that fit, ``summed`` being the axis of each that the product sums over."""
     both = (left, right)
     return (
-        work >= _LEAST
+        (work >= _LEAST or is_on())
         and left.ndim == right.ndim == 2
         and left.shape[summed[0]] == right.shape[summed[1]]
         and readable(*both)

@@ -14,7 +14,9 @@ from ms4_kernels.specimen import Specimen
 
 __all__ = ["OPERATIONS", "all_specimens"]
 
-OPERATIONS = ("ms4_kernels.moe.triton.specimens", "ms4_kernels.routing.specimens", "ms4_kernels.cross_entropy.specimens")
+OPERATIONS = tuple(
+    f"ms4_kernels.{room}.specimens" for room in ("moe.triton", "routing", "cross_entropy", "latent_attention", "invariant")
+)
 """Modules with a function ``specimens() -> list[Specimen]``."""
 
 

@@ -33,6 +33,13 @@ def test_expected_shapes_are_those_of_the_attached_adapter(values):
     check_complete(tensors, shapes_of(section(**values)))
 
 
+def test_other_adapters_on_the_model_do_not_count():
+    settings = section(target_modules=["q_a_proj"], modules_to_save=["shared_experts", "mlp.gate", "embed_tokens"])
+    other = section(target_modules=["up_proj", "q_a_proj", "embed_tokens"], target_parameters=["mlp.gate.weight"])
+    model = adapted(other, vision=True)
+    assert expected_shapes(model, settings, adaptable_parts(model)) == shapes_of(settings)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -97,6 +97,10 @@ def test_decoding() -> None:
     assert tokenizer.decode([*tokenizer.encode_text("a"), 10_000, -1, *tokenizer.encode_text("b")]) == "a\ufffd\ufffdb"
     assert "\ufffd" in tokenizer.decode(tokenizer.encode_text("日")[:1])
     assert tokenizer.token_text(tokenizer.think_id) == "[THINK]"
+    text = "日本 [THINK] 😀"
+    assert b"".join(tokenizer.token_bytes(token_id) for token_id in tokenizer.encode_text(text)) == text.encode()
+    assert tokenizer.token_bytes(tokenizer.think_id) == b"[THINK]"
+    assert tokenizer.token_bytes(tokenizer.vocab_size) == "\ufffd".encode()
 
 
 def test_encode_chat_checks_its_messages() -> None:

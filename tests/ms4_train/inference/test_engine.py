@@ -82,13 +82,11 @@ class TestGreedyTokens:
             assert completion.token_ids == without_end(output[row, longest:].tolist(), tokenizer.eos_id)
 
     def test_a_wrong_cache_would_be_noticed(self, model, tokenizer, prompts, monkeypatch) -> None:
-        """Negative control: moving the wrong slot when a row leaves gives other tokens."""
-        from ms4_train.inference.latent_cache import SlotLatentCache
-
+        """Negative control: if all blocks went by one name, prompts would begin with others' latents, and choose other tokens."""
         requests = [request(index, prompt, max_tokens=4 + index) for index, prompt in enumerate(prompts)]
-        right = by_id(Engine(model, tokenizer, max_batch_size=4).generate(requests))
-        monkeypatch.setattr(SlotLatentCache, "move", lambda self, source, target, tokens: None)
-        assert by_id(Engine(model, tokenizer, max_batch_size=4).generate(requests)) != right
+        right = by_id(Engine(model, tokenizer, max_batch_size=4, block_size=8).generate(requests))
+        monkeypatch.setattr("ms4_train.inference.sequence.block_name", lambda before, token_ids, images: b"%d" % (len(before) % 7))
+        assert by_id(Engine(model, tokenizer, max_batch_size=4, block_size=8).generate(requests)) != right
 
 
 class TestSampledTokens:
@@ -172,7 +170,7 @@ class TestEndings:
         assert last.prompt_tokens == sum(len(prompt) for prompt in prompts)
         assert last.steps == len(progress)
         assert all(step.running <= 4 for step in progress)
-        assert 0 < last.cache_bytes <= Engine(model, tokenizer, max_batch_size=4).max_cache_bytes
+        assert max(step.cache_bytes for step in progress) > last.cache_bytes == 0, "ended answers hold blocks"
 
     def test_no_requests_is_no_work(self, model, tokenizer) -> None:
         assert Engine(model, tokenizer).generate([]) == []

@@ -1,59 +1,14 @@
-"""Sampling parameters and requests refuse what the engine could not serve, naming the field."""
+"""Requests refuse what the engine could not serve, naming the request or the field."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 
 from ms4_train.errors import EngineError
-from ms4_train.inference import GenerationRequest, SamplingParams
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("temperature", -0.1),
-        ("temperature", math.nan),
-        ("temperature", math.inf),
-        ("temperature", "1"),
-        ("temperature", True),
-        ("top_p", 0.0),
-        ("top_p", 1.01),
-        ("top_p", math.nan),
-        ("seed", -1),
-        ("seed", 2**63),
-        ("seed", 1.0),
-        ("max_tokens", 0),
-        ("max_tokens", 1.5),
-        ("max_tokens", True),
-        ("stop", ("",)),
-        ("stop", "text"),
-        ("stop", [1]),
-        ("stop_token_ids", (-1,)),
-        ("stop_token_ids", [2]),
-    ],
-)
-def test_bad_sampling_values_are_refused_by_name(key: str, value: Any) -> None:
-    with pytest.raises(EngineError) as caught:
-        SamplingParams(**{key: value})
-    assert caught.value.key == key
-    assert caught.value.fix
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {},
-        {"temperature": 0, "top_p": 1},
-        {"temperature": 5.0, "top_p": 1e-9, "seed": 2**63 - 1, "max_tokens": 1, "stop": ("a", "\n\n"), "stop_token_ids": (0, 2)},
-    ],
-)
-def test_the_edges_of_the_ranges_are_accepted(values: dict) -> None:
-    params = SamplingParams(**values)
-    for key, value in values.items():
-        assert getattr(params, key) == value
+from ms4_train.inference.request import MAX_SAMPLES, Completion, EngineStats, GenerationRequest
+from ms4_train.inference.sampling_params import SamplingParams
 
 
 @pytest.mark.parametrize("prompt_ids", [(), [1, 2], (1, -1), (1, 2.0), (True,)])
@@ -63,7 +18,24 @@ def test_prompts_that_are_not_token_ids_are_refused(prompt_ids: Any) -> None:
     assert caught.value.key == "row-7"
 
 
+@pytest.mark.parametrize("n", [0, -1, MAX_SAMPLES + 1, 1.0, True])
+def test_a_number_of_answers_out_of_range_is_refused(n: Any) -> None:
+    with pytest.raises(EngineError) as caught:
+        GenerationRequest("a", (1,), n=n)
+    assert caught.value.key == "n"
+    assert GenerationRequest("a", (1,), n=MAX_SAMPLES).n == MAX_SAMPLES
+
+
 def test_requests_do_not_change_after_they_are_made() -> None:
     request = GenerationRequest("a", (1, 2))
     with pytest.raises(AttributeError):
         request.prompt_ids = (3,)  # pyright: ignore[reportAttributeAccessIssue]
+    assert request.sampling == SamplingParams()
+
+
+def test_results_do_not_share_what_changes() -> None:
+    first, second = EngineStats(), EngineStats()
+    first.finished["stop"] = 1
+    assert second.finished == {}
+    done = Completion("a", [5], "stop", None, prompt_tokens=2, generated_tokens=1, seconds=0.1)
+    assert (done.index, done.thinking, done.logprobs, done.error) == (0, "none", None, None)

@@ -1,164 +1,219 @@
-"""Sampling against plain references: published generator outputs, softmax probabilities, a nucleus built in pure Python."""
+"""The sampler's order, its independence of company, and what it does to rows that cannot be served."""
 
 from __future__ import annotations
 
 import math
-from fractions import Fraction
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
+from support.tokenizers import tiny_tokenizer
+from transformers import MinNewTokensLengthLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
-from ms4_train.inference.request import SamplingParams
-from ms4_train.inference.sampling import NOT_FINITE, BatchSampler, mix64, nucleus, uniform
+from ms4_train.inference.constraints import Constraint, ConstraintCompiler
+from ms4_train.inference.sampling import NOT_FINITE, Choice, Sampler, most_likely
+from ms4_train.inference.sampling_params import ConstraintSpec, SamplingParams
+from ms4_train.inference.thinking import Thought
 
-CPU = torch.device("cpu")
-# First outputs of SplitMix64 from state 1234567, as published with its reference implementation's ports (Rosetta Code, "Splitmix64").
-PUBLISHED = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
-
-
-def sample_many(logits: list[float], count: int, **params: Any) -> torch.Tensor:
-    """``count`` tokens from the same logits with seeds 0 .. count - 1."""
-    sampler = BatchSampler([SamplingParams(seed=seed, **params) for seed in range(count)], CPU, len(logits))
-    return sampler.sample(torch.tensor(logits).expand(count, -1), [0] * count)
+IDS = tiny_tokenizer().ids
+COMPILER = ConstraintCompiler(tiny_tokenizer())
+V = tiny_tokenizer().vocab_size
 
 
-def chi_square(observed: torch.Tensor, probability: torch.Tensor) -> tuple[float, float]:
-    """Pearson's statistic and its 99.9 % quantile by Wilson and Hilferty's approximation."""
-    expected = probability * observed.sum()
-    used = expected > 0
-    statistic = ((observed - expected)[used] ** 2 / expected[used]).sum().item()
-    freedom = int(used.sum()) - 1
-    quantile = freedom * (1 - 2 / (9 * freedom) + 3.0902 * math.sqrt(2 / (9 * freedom))) ** 3
-    return statistic, quantile
+@dataclass(eq=False)
+class Row:
+    """An answer on its way, as the engine has it."""
+
+    params: SamplingParams
+    prompt_ids: tuple[int, ...] = (1, 50, 60)
+    generated_ids: list[int] = field(default_factory=list)
+    seed: int = 0
+    constraint: Constraint | None = None
+    thought: Thought = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.thought = Thought(IDS, self.params.thinking_budget)
+        if self.params.constraint is not None:
+            self.constraint = COMPILER.compile(self.params.constraint)
+
+    def take(self, token_id: int) -> None:
+        self.generated_ids.append(token_id)
+        self.thought.push(token_id)
+        if self.constraint is not None and token_id != IDS.eos:
+            self.constraint.accept(token_id)
 
 
-def test_mix64_is_splitmix64() -> None:
-    increment = 0x9E3779B97F4A7C15
-    states = [(1234567 + (step + 1) * increment) % 2**64 for step in range(5)]
-    signed = torch.tensor([state - 2**64 if state >= 2**63 else state for state in states])
-    assert [value % 2**64 for value in mix64(signed).tolist()] == PUBLISHED
+def sampler(vocab_size: int = V) -> Sampler:
+    return Sampler(vocab_size=vocab_size, eos_id=IDS.eos, special=IDS, device="cpu")
 
 
-@pytest.mark.parametrize("axis", ["seed", "position"])
-def test_uniform_numbers_are_uniform_and_uncorrelated_along_seeds_and_positions(axis: str) -> None:
-    count = 100_000
-    counter = torch.arange(count)
-    fixed = torch.full((count,), 3)
-    value = uniform(counter, fixed) if axis == "seed" else uniform(fixed, counter)
-    assert value.min() >= 0
-    assert value.max() < 1
-    statistic, quantile = chi_square(torch.histc(value, 100, 0, 1), torch.full((100,), 0.01, dtype=torch.float64))
-    assert statistic < quantile
-    correlation = torch.corrcoef(torch.stack([value[:-1], value[1:]]))[0, 1].item()
-    assert abs(correlation) < 3.3 / math.sqrt(count)
+def tokens(choices: Sequence[Choice]) -> list[int]:
+    return [choice.token_id for choice in choices]
 
 
-def test_uniform_of_the_largest_seed_and_far_positions_is_a_number_below_one() -> None:
-    value = uniform(torch.tensor([2**63 - 1, 0]), torch.tensor([2**40, 2**62]))
-    assert ((value >= 0) & (value < 1)).all()
+def choose(logits: torch.Tensor, *rows: Row, vocab_size: int = V) -> list[int]:
+    return tokens(sampler(vocab_size).choose(logits, rows))
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_sampled_tokens_follow_the_softmax(temperature: float) -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(20)
-    tokens = sample_many(logits.tolist(), 40_000, temperature=temperature)
-    probability = torch.softmax(logits.double() / temperature, -1)
-    statistic, quantile = chi_square(torch.bincount(tokens, minlength=20).double(), probability)
-    assert statistic < quantile
-    wrong, quantile = chi_square(torch.bincount(tokens, minlength=20).double(), torch.softmax(logits.double() / (temperature * 1.1), -1))
-    assert wrong > quantile, "the test cannot tell a wrong temperature"
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.7},
+    {"temperature": 1.0, "top_p": 0.9},
+    {"temperature": 1.2, "top_k": 7, "min_p": 0.01},
+    {"temperature": 1.0, "frequency_penalty": 0.5, "repetition_penalty": 1.3},
+    {"logit_bias": ((77, 3.0),), "min_tokens": 4, "logprobs": 2},
+    {"temperature": 1.0, "logprobs": 0, "thinking_budget": 2},
+    {"temperature": 1.0, "constraint": ConstraintSpec("regex", "[a-z]+")},
+]
 
 
-def test_nucleus_sampling_follows_the_renormalised_nucleus() -> None:
-    torch.manual_seed(1)
-    logits = torch.randn(20)
-    probability = torch.softmax(logits.double(), -1)
-    kept, token = nucleus(probability[None], torch.tensor([0.8], dtype=torch.float64))
-    wanted = torch.zeros(20, dtype=torch.float64).scatter(0, token[0], kept[0])
-    tokens = sample_many(logits.tolist(), 40_000, temperature=1.0, top_p=0.8)
-    observed = torch.bincount(tokens, minlength=20).double()
-    assert observed[wanted == 0].sum() == 0
-    statistic, quantile = chi_square(observed, wanted / wanted.sum())
-    assert statistic < quantile
-
-
-def reference_nucleus(weights: list[int], top_p: Fraction) -> set[int]:
-    """The smallest set of likeliest tokens with cumulative probability >= top_p, in exact rational arithmetic."""
-    total = sum(weights)
-    chosen: set[int] = set()
-    mass = Fraction(0)
-    for token in sorted(range(len(weights)), key=lambda token: (-weights[token], token)):
-        if mass >= top_p:
-            break
-        chosen.add(token)
-        mass += Fraction(weights[token], total)
+def run(rows: list[Row], logits_srv: torch.Tensor, order: Sequence[int]) -> dict[int, list[Choice]]:
+    """Six steps of the rows of ``order``; all begin together, row number 3 is away in the middle."""
+    chosen: dict[int, list[Choice]] = {row: [] for row in order}
+    one = sampler()
+    for step in range(6):
+        batch = [row for row in order if row != 3 or step not in (2, 3)]
+        for row, choice in zip(batch, one.choose(logits_srv[step][batch], [rows[row] for row in batch]), strict=True):
+            chosen[row].append(choice)
+            rows[row].take(choice.token_id)
     return chosen
-
-
-def test_the_nucleus_is_exact() -> None:
-    """Weights are multiples of 1/256 and shares of 1/64, so double precision holds every sum exactly, boundaries and ties included."""
-    generator = torch.Generator().manual_seed(2)
-    hits = 0
-    for _ in range(200):
-        cuts = torch.sort(torch.randint(0, 257, (11,), generator=generator)).values.tolist()
-        weights = [high - low for low, high in zip([0, *cuts], [*cuts, 256], strict=True)]
-        share = int(torch.randint(1, 64, (1,), generator=generator))
-        kept, token = nucleus(torch.tensor([weights], dtype=torch.float64) / 256, torch.tensor([share / 64], dtype=torch.float64))
-        got = set(token[kept > 0].tolist())
-        wanted = {chosen for chosen in reference_nucleus(weights, Fraction(share, 64)) if weights[chosen]}
-        assert got == wanted
-        hits += sum(weights[chosen] for chosen in wanted) * 64 == share * 256
-    assert hits > 5, "no set reached its share exactly: the boundary was not tested"
-
-
-def test_a_nucleus_keeps_the_likeliest_token_however_small_its_share() -> None:
-    tokens = sample_many([0.0, 3.0, 1.0], 200, temperature=1.0, top_p=1e-12)
-    assert tokens.tolist() == [1] * 200
-
-
-def test_greedy_takes_the_highest_logit_and_the_lower_id_on_a_tie() -> None:
-    sampler = BatchSampler([SamplingParams()] * 3, CPU, 4)
-    logits = torch.tensor([[0.0, 5.0, 5.0, 1.0], [7.0, 1.0, 2.0, 7.0], [-1.0, -2.0, -3.0, -0.5]])
-    assert sampler.sample(logits, [0, 0, 0]).tolist() == [1, 0, 3]
-
-
-def test_a_very_low_temperature_is_greedy_and_does_not_overflow() -> None:
-    assert sample_many([1e4, -1e4, 9999.0], 50, temperature=1e-300).tolist() == [0] * 50
 
 
 def test_a_row_does_not_depend_on_its_place_its_neighbours_or_their_kind() -> None:
     torch.manual_seed(3)
-    logits = torch.randn(24, 300)
-    kinds: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 0.7}, {"temperature": 1.0, "top_p": 0.9}]
-    params = [SamplingParams(seed=row, **kinds[row % 3]) for row in range(24)]
-    positions = [row * 7 for row in range(24)]
-    alone = [BatchSampler([params[row]], CPU, 300).sample(logits[row : row + 1], [positions[row]]).item() for row in range(24)]
-    order = torch.randperm(24, generator=torch.Generator().manual_seed(4)).tolist()
-    for rows in (list(range(24)), order, order[:5]):
-        sampler = BatchSampler([params[row] for row in rows], CPU, 300)
-        assert sampler.sample(logits[rows], [positions[row] for row in rows]).tolist() == [alone[row] for row in rows]
-    moved = BatchSampler(params, CPU, 300).sample(logits, [position + 1 for position in positions]).tolist()
-    assert moved != alone, "the position plays no part"
+    count = 2 * len(KINDS)
+    logits = torch.randn(6, count, V)
+
+    def fresh() -> list[Row]:
+        return [Row(SamplingParams(**KINDS[row % len(KINDS)]), seed=row) for row in range(count)]
+
+    together = run(fresh(), logits, range(count))
+    assert len({choice.token_id for choices in together.values() for choice in choices}) > 20
+    for row in range(count):
+        assert run(fresh(), logits, [row])[row] == together[row]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(4)).tolist()
+    assert run(fresh(), logits, order) == together
 
 
-def test_tokens_beyond_the_vocabulary_are_never_chosen() -> None:
-    logits = torch.tensor([[0.0, 1.0, 50.0, 60.0]]).expand(30, -1)
-    params = [SamplingParams(temperature=temperature, seed=seed) for seed in range(10) for temperature in (0.0, 1.0, 100.0)]
-    assert set(BatchSampler(params, CPU, 2).sample(logits, [0] * 30).tolist()) == {0, 1}
+def test_seed_and_position_name_the_number() -> None:
+    logits = torch.zeros(200, V)
+    params = SamplingParams(temperature=1.0)
+    first = choose(logits, *(Row(params, seed=seed) for seed in range(200)))
+    again = choose(logits, *(Row(params, seed=seed) for seed in range(200)))
+    later = choose(logits, *(Row(params, seed=seed, generated_ids=[5]) for seed in range(200)))
+    assert first == again
+    assert sum(left == right for left, right in zip(first, later, strict=True)) < 10
+    assert len(set(first)) > 100
 
 
-@pytest.mark.parametrize("params", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.5}])
+def test_greedy_takes_the_highest_logit_and_the_lower_id_on_a_tie() -> None:
+    logits = torch.tensor([[0.0, 5.0, 5.0, 1.0], [7.0, 1.0, 2.0, 7.0], [-1.0, -2.0, -3.0, -0.5]])
+    rows = [Row(SamplingParams()) for _ in range(3)]
+    assert choose(logits, *rows, vocab_size=4) == [1, 0, 3]
+    # The path for other devices and types agrees.
+    assert most_likely(logits.double()) == [1, 0, 3]
+    edited = [Row(SamplingParams(logit_bias=((3, 0.0),))) for _ in range(3)]
+    assert choose(logits, *edited, vocab_size=4) == [1, 0, 3]
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 100.0}, {"temperature": 9.0, "top_k": 3}, {"repetition_penalty": 2.0}])
+def test_tokens_beyond_the_vocabulary_are_never_chosen(params: dict) -> None:
+    logits = torch.tensor([[0.0, 1.0, 50.0, 60.0]]).expand(20, -1)
+    assert set(choose(logits, *(Row(SamplingParams(**params), seed=seed) for seed in range(20)), vocab_size=2)) <= {0, 1}
+    assert set(choose(logits, *(Row(SamplingParams(**params), seed=seed) for seed in range(20)), vocab_size=4)) & {2, 3}
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)))
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_logits_that_are_not_finite_are_reported_for_their_row_alone(params: dict, value: float) -> None:
-    logits = torch.zeros(3, 5)
-    logits[1, 4] = value
-    tokens = BatchSampler([SamplingParams(**params)] * 3, CPU, 5).sample(logits, [0, 0, 0]).tolist()
-    assert tokens[1] == NOT_FINITE
-    assert min(tokens[0], tokens[2]) >= 0
+def test_logits_that_are_not_finite_are_reported_for_their_row_alone(kind: int, value: float) -> None:
+    logits = torch.zeros(3, V)
+    logits[1, 10] = value  # the regex forbids this token: its row must be reported all the same
+    rows = [Row(SamplingParams(**KINDS[kind])) for _ in range(3)]
+    choices = sampler().choose(logits, rows)
+    assert choices[1] == Choice(NOT_FINITE)
+    assert min(choices[0].token_id, choices[2].token_id) >= 0
 
 
-def test_a_token_of_probability_zero_is_never_drawn() -> None:
-    tokens = sample_many([-math.inf, 0.0, -math.inf, 0.0, -math.inf], 2000, temperature=1.0)
-    assert set(tokens.tolist()) == {1, 3}
+def test_the_logits_stay_as_they_are() -> None:
+    torch.manual_seed(5)
+    logits = torch.randn(len(KINDS), V)
+    before = logits.clone()
+    sampler().choose(logits, [Row(SamplingParams(**kind)) for kind in KINDS])
+    assert torch.equal(logits, before)
+
+
+def test_bias_comes_before_penalties() -> None:
+    """Token 60 of the prompt: (1 + 3) / 2 = 2 beats 1.9; the other way it would be 1 / 2 + 3 = 3.5, and 3.4 would win no more."""
+    params = SamplingParams(repetition_penalty=2.0, logit_bias=((60, 3.0),))
+    for rival, wanted in ((1.9, 60), (3.4, 70)):
+        logits = torch.zeros(1, V)
+        logits[0, 60], logits[0, 70] = 1.0, rival
+        assert choose(logits, Row(params)) == [wanted]
+
+
+def test_a_penalised_answer_is_transformers_greedy_answer() -> None:
+    """Repetition penalty and min_tokens together, over 40 steps in which the counts grow."""
+    torch.manual_seed(6)
+    prompt = (1, 50, 60, 70)
+    row = Row(SamplingParams(repetition_penalty=1.4, min_tokens=30, max_tokens=40), prompt_ids=prompt)
+    penalty = RepetitionPenaltyLogitsProcessor(1.4)
+    least = MinNewTokensLengthLogitsProcessor(len(prompt), 30, IDS.eos, device="cpu")
+    one = sampler()
+    for _ in range(40):
+        logits = torch.randn(1, V)
+        logits[0, IDS.eos] = 3.0
+        ids = torch.tensor([[*prompt, *row.generated_ids]])
+        wanted = int(least(ids, penalty(ids, logits.clone())).argmax())
+        assert tokens(one.choose(logits, [row])) == [wanted]
+        row.take(wanted)
+    assert IDS.eos in row.generated_ids[30:]
+
+
+def test_stop_tokens_wait_for_min_tokens_too() -> None:
+    logits = torch.zeros(1, V)
+    logits[0, 80], logits[0, IDS.eos], logits[0, 90] = 3.0, 2.0, 1.0
+    params = SamplingParams(min_tokens=2, stop_token_ids=(80,))
+    assert choose(logits, Row(params, generated_ids=[5])) == [90]
+    assert choose(logits, Row(params, generated_ids=[5, 5])) == [80]
+    kept = SamplingParams(min_tokens=2, ignore_eos=True, stop_token_ids=(80,))
+    assert choose(logits, Row(kept)) == [IDS.eos], "an end token that ends nothing need not wait"
+
+
+def test_a_form_that_is_complete_ends_before_min_tokens() -> None:
+    row = Row(SamplingParams(min_tokens=9, constraint=ConstraintSpec("regex", "ab?", after_thinking=False)))
+    letter = tiny_tokenizer().encode_text("a")[0]
+    logits = torch.zeros(1, V)
+    logits[0, IDS.eos] = 5.0
+    row.take(letter)
+    assert choose(logits, row) == tiny_tokenizer().encode_text("b"), "where the form leaves a choice, the answer goes on"
+    row.take(tiny_tokenizer().encode_text("b")[0])
+    assert choose(logits, row) == [IDS.eos]
+
+
+def test_a_spent_budget_forces_the_tag_whatever_the_logits_say() -> None:
+    row = Row(SamplingParams(thinking_budget=1, temperature=1.0, constraint=ConstraintSpec("json_object")))
+    logits = torch.zeros(1, V)
+    logits[0, 100] = 50.0
+    row.take(IDS.think)
+    assert choose(logits, row) == [100]
+    row.take(100)
+    assert choose(logits, row) == [IDS.end_think]
+    row.take(IDS.end_think)
+    assert choose(logits, row) == tiny_tokenizer().encode_text("{")
+    assert row.thought.state == "forced"
+
+
+def test_logprobs_are_of_the_raw_distribution() -> None:
+    torch.manual_seed(7)
+    logits = torch.randn(2, V + 5)
+    raw = torch.log_softmax(logits[:, :V].double(), -1)
+    params = SamplingParams(temperature=0.3, logit_bias=((7, 100.0),), logprobs=3)
+    plain, biased = sampler().choose(logits, [Row(SamplingParams()), Row(params)])
+    assert plain.logprobs is None
+    assert biased.token_id == 7
+    assert biased.logprobs is not None
+    assert biased.logprobs.logprob == pytest.approx(raw[1, 7].item(), abs=1e-8)  # see test_logprobs
+    assert biased.logprobs.rank == int((raw[1] >= raw[1, 7]).sum())
+    assert [token for token, _ in biased.logprobs.top] == raw[1].topk(3).indices.tolist()

@@ -1,138 +1,214 @@
-"""The scheduler's rule, driven without a model: budgets, order, gapless slots, no starvation."""
+"""The scheduler's rule, driven without a model: budgets, order, prefixes, forks, preemption, no starvation, no lost block."""
 
 from __future__ import annotations
 
 import random
 from typing import cast
 
+from ms4_train.inference.blocks import BlockPool, first_name
 from ms4_train.inference.detokenize import EngineTokenizer, StopMatcher
 from ms4_train.inference.request import GenerationRequest
-from ms4_train.inference.scheduler import Piece, Scheduler, Sequence
+from ms4_train.inference.sampling_params import SamplingParams
+from ms4_train.inference.scheduler import Scheduler, Step
+from ms4_train.inference.sequence import Sequence
+from ms4_train.inference.thinking import Thought
+
+SIZE = 4
 
 
-def make_sequence(index: int, prompt: int) -> Sequence:
-    matcher = StopMatcher(cast(EngineTokenizer, None), ())
-    return Sequence(GenerationRequest(str(index), (1,) * prompt), index, matcher)
+def make_sequence(
+    name: int, prompt: list[int], *, n: int = 1, priority: int = 0, max_tokens: int = 8, scored: bool = False
+) -> list[Sequence]:
+    sampling = SamplingParams(max_tokens=max_tokens, prompt_logprobs=0 if scored else None)
+    request = GenerationRequest(str(name), tuple(prompt), sampling, n=n, priority=priority)
+    made: list[Sequence] = []
+    for index in range(n):
+        matcher = StopMatcher(cast(EngineTokenizer, None), ())
+        leader = made[0] if made else None
+        made.append(Sequence(request, index, index, matcher, Thought(None, None), root=first_name(""), leader=leader))
+    return made
 
 
-def compute(pieces: list[Piece]) -> None:
-    """What the session does with a step: everything scheduled is computed, complete sequences get a token."""
-    for piece in pieces:
-        chooses = piece.chooses
-        piece.sequence.computed = piece.start + piece.length
-        if chooses:
-            piece.sequence.token_ids.append(1)
+class Driver:
+    """What the engine does with steps: computes them, lets complete sequences choose a token, takes out those that have ended.
+
+    It keeps what every block would hold, token by token, and so notices when a sequence would read what is not its own.
+    """
+
+    def __init__(self, *, blocks: int = 64, max_running: int = 8, token_budget: int = 10, caches: bool = True) -> None:
+        self.pool = BlockPool(blocks, caches=caches)
+        self.scheduler = Scheduler(self.pool, block_size=SIZE, max_running=max_running, token_budget=token_budget)
+        self.memory: dict[tuple[int, int], int] = {}
+        self.ended: list[Sequence] = []
+        self.computed = 0
+
+    def add(self, sequences: list[Sequence]) -> list[Sequence]:
+        for sequence in sequences:
+            self.scheduler.add(sequence)
+        return sequences
+
+    def step(self) -> list[tuple[int, int, int, int]]:
+        step = self.scheduler.next_step()
+        self._copy(step)
+        for piece in step.pieces:
+            sequence = piece.sequence
+            for position in range(piece.start, piece.start + piece.length):
+                block = sequence.blocks[position // SIZE]
+                assert not self.pool.is_shared(block), "a shared block is written to"
+                self.memory[block, position % SIZE] = sequence.token_ids[position]
+        choosing = [piece.sequence for piece in step.pieces if piece.chooses]
+        for piece in step.pieces:
+            sequence, stop = piece.sequence, piece.start + piece.length
+            held = [self.memory[sequence.blocks[position // SIZE], position % SIZE] for position in range(stop)]
+            assert held == sequence.token_ids[:stop], "the cache holds another sequence's tokens"
+        shape = [(int(piece.sequence.request.request_id), piece.sequence.index, piece.start, piece.length) for piece in step.pieces]
+        self.computed += sum(length for *_, length in shape)
+        self.scheduler.finish_step(step)
+        for sequence in choosing:
+            token = (sum(sequence.token_ids) * 31 + sequence.seed) % 997
+            sequence.token_ids.append(token)
+            sequence.generated_ids.append(token)
+            if len(sequence.generated_ids) == sequence.params.max_tokens:
+                self.scheduler.remove(sequence)
+                self.ended.append(sequence)
+        return shape
+
+    def _copy(self, step: Step) -> None:
+        for source, target in step.copies:
+            for offset in range(SIZE):
+                if (source, offset) in self.memory:
+                    self.memory[target, offset] = self.memory[source, offset]
+
+    def run(self) -> None:
+        for _ in range(10_000):
+            if not self.step() and not self.scheduler.num_waiting:
+                return
+        raise AssertionError("it never ends")
 
 
-def shape(pieces: list[Piece]) -> list[tuple[int, int, int]]:
-    return [(piece.sequence.index, piece.start, piece.length) for piece in pieces]
+def test_prompts_start_in_order_share_the_budget_and_then_decode_together() -> None:
+    driver = Driver()
+    for name, length in enumerate((5, 3, 4)):
+        driver.add(make_sequence(name, [10 * name + i for i in range(length)]))
+    assert driver.step() == [(0, 0, 0, 5), (1, 0, 0, 3), (2, 0, 0, 2)]
+    assert driver.step() == [(0, 0, 5, 1), (1, 0, 3, 1), (2, 0, 2, 2)]
+    assert driver.step() == [(0, 0, 6, 1), (1, 0, 4, 1), (2, 0, 4, 1)]
 
 
-def scheduler_with(prompts: list[int], *, max_running: int, token_budget: int) -> Scheduler:
-    scheduler = Scheduler(max_running=max_running, token_budget=token_budget)
-    for index, prompt in enumerate(prompts):
-        scheduler.add(make_sequence(index, prompt))
-    return scheduler
-
-
-def test_prompts_start_whole_in_order_and_then_decode_together() -> None:
-    scheduler = scheduler_with([5, 3, 4], max_running=8, token_budget=10)
-    first = scheduler.next_step()
-    assert shape(first) == [(0, 0, 5), (1, 0, 3)]  # the third would exceed the budget and is not split
-    compute(first)
-    second = scheduler.next_step()
-    assert shape(second) == [(0, 5, 1), (1, 3, 1), (2, 0, 4)]
-    compute(second)
-    assert shape(scheduler.next_step()) == [(0, 6, 1), (1, 4, 1), (2, 4, 1)]
-
-
-def test_a_prompt_longer_than_the_budget_is_computed_in_parts_beside_the_decodes() -> None:
-    scheduler = scheduler_with([4, 25, 3], max_running=8, token_budget=10)
-    first = scheduler.next_step()
-    assert shape(first) == [(0, 0, 4)]
-    compute(first)
+def test_a_long_prompt_does_not_hold_up_decodes() -> None:
+    driver = Driver()
+    driver.add(make_sequence(0, [1, 2, 3, 4]))
+    driver.step()
+    driver.add(make_sequence(1, list(range(100, 125))))
     parts = []
     for _ in range(3):
-        pieces = scheduler.next_step()
-        assert pieces[0].length == 1
-        assert sum(piece.length for piece in pieces) <= 10
-        parts += shape(pieces)[1:]
-        compute(pieces)
-    assert parts == [(1, 0, 9), (1, 9, 9), (1, 18, 7)]
-    assert shape(scheduler.next_step())[-1] == (2, 0, 3)
+        shape = driver.step()
+        assert shape[0][3] == 1
+        assert sum(length for *_, length in shape) <= 10
+        parts.append(shape[1][2:])
+    assert parts == [(0, 9), (9, 9), (18, 7)]
 
 
-def test_a_finished_sequence_frees_its_slot_at_once_and_the_last_one_moves_there() -> None:
-    scheduler = scheduler_with([2, 3, 4, 5], max_running=3, token_budget=100)
-    pieces = scheduler.next_step()
-    compute(pieces)
-    sequences = [piece.sequence for piece in pieces]
-    move = scheduler.finish(sequences[0])
-    assert move is not None
-    assert (move.source, move.target, move.length) == (2, 0, 4)
-    assert [sequence.slot for sequence in sequences[1:]] == [1, 0]
-    after = scheduler.next_step()
-    assert shape(after) == [(2, 4, 1), (1, 3, 1), (3, 0, 5)]
-    assert scheduler.finish(after[-1].sequence) is None
+def test_priority_comes_before_arrival() -> None:
+    driver = Driver(max_running=1)
+    for name, priority in ((0, 0), (1, 5), (2, -1)):
+        driver.add(make_sequence(name, [name, 1, 2], priority=priority, max_tokens=1))
+    driver.run()
+    assert [sequence.request.request_id for sequence in driver.ended] == ["2", "0", "1"]
 
 
-def test_random_traffic_ends_stays_within_bounds_and_keeps_slots_gapless() -> None:
-    rng = random.Random(5)
-    prompts = [rng.randint(1, 60) for _ in range(60)]
-    wanted = [rng.randint(1, 12) for _ in prompts]
-    scheduler = scheduler_with(prompts, max_running=7, token_budget=16)
-    started: list[int] = []
-    finished = 0
-    for _ in range(5000):
-        pieces = scheduler.next_step()
-        if not pieces:
-            break
-        assert sum(piece.length for piece in pieces) <= 16
-        assert scheduler.num_running <= 7
-        assert sorted(piece.sequence.slot for piece in pieces) == [piece.sequence.slot for piece in pieces]
-        assert all(piece.length == 1 for piece in pieces if piece.sequence.num_generated), "a decode was left out or split"
-        started += [piece.sequence.index for piece in pieces if piece.start == 0]
-        compute(pieces)
-        for piece in sorted(pieces, key=lambda piece: -piece.sequence.slot):
-            if piece.sequence.num_generated == wanted[piece.sequence.index]:
-                scheduler.finish(piece.sequence)
-                finished += 1
-    assert finished == len(prompts)
-    assert started == list(range(60))
-    assert scheduler.num_running == scheduler.num_waiting == 0
+def test_a_known_beginning_is_not_computed_again() -> None:
+    driver = Driver(token_budget=64)
+    prompt = list(range(14))
+    driver.add(make_sequence(0, prompt, max_tokens=1))
+    driver.run()
+    (second,) = driver.add(make_sequence(1, [*prompt[:13], 77], max_tokens=1))
+    assert driver.step() == [(1, 0, 12, 2)]  # three blocks of four
+    assert second.cached_tokens == 12
+    driver.add(make_sequence(2, prompt[:12], max_tokens=1))
+    assert driver.step() == [(2, 0, 8, 4)]  # its last token is computed in any case, and so its block
+    driver.add(make_sequence(3, prompt, max_tokens=1, scored=True))
+    assert driver.step() == [(3, 0, 0, 14)]  # logprobs of the prompt are wanted
 
 
-def test_budget_equal_to_the_slots_still_lets_a_prompt_through() -> None:
-    scheduler = scheduler_with([1, 9], max_running=2, token_budget=2)
-    lengths = []
-    for _ in range(12):
-        pieces = scheduler.next_step()
-        lengths.append([piece.length for piece in pieces])
-        compute(pieces)
-    assert lengths[0] == [1]
-    assert lengths[1:10] == [[1, 1]] * 9
+def test_samples_of_one_prompt_share_it_and_copy_its_last_block_only() -> None:
+    driver = Driver(token_budget=64, caches=False)  # no help from the prefix cache
+    samples = driver.add(make_sequence(0, list(range(10)), n=3, max_tokens=4))
+    assert driver.step() == [(0, 0, 0, 10)]
+    assert driver.step() == [(0, 0, 10, 1), (0, 1, 9, 1), (0, 2, 9, 1)]
+    assert all(sample.blocks[:2] == samples[0].blocks[:2] for sample in samples)
+    assert len({sample.blocks[2] for sample in samples}) == 3
+    driver.run()
+    assert driver.computed == 10 + 3 * 4 - 1
+    assert driver.pool.num_free == 64
 
 
-def test_a_nearly_full_batch_holds_new_prompts_until_several_can_start_or_some_steps_have_passed() -> None:
-    scheduler = scheduler_with([2] * 40, max_running=16, token_budget=100)
-    pieces = scheduler.next_step()
-    assert len(pieces) == 16
-    compute(pieces)
-    scheduler.finish(pieces[3].sequence)
-    waited = 0
-    while scheduler.num_running == 15:
-        compute(scheduler.next_step())
-        waited += 1
-    assert waited == 17, "one free slot of 16 is taken after 16 steps of holding"
-    pieces = scheduler.next_step()
-    compute(pieces)
-    for piece in pieces[-2:]:
-        scheduler.finish(piece.sequence)
-    assert len([piece for piece in scheduler.next_step() if piece.start == 0]) == 2, "two of 16 free slots are taken at once"
+def test_samples_whose_leader_has_ended_begin_by_themselves() -> None:
+    driver = Driver(max_running=1, token_budget=64)
+    driver.add(make_sequence(0, list(range(10)), n=3, max_tokens=2))
+    driver.run()
+    assert len(driver.ended) == 3
+    assert driver.computed == 10 + 1 + 2 * (2 + 1)  # two full blocks come from the prefix cache
 
 
-def test_a_batch_with_room_starts_new_prompts_at_once() -> None:
-    scheduler = scheduler_with([3], max_running=16, token_budget=100)
-    compute(scheduler.next_step())
-    scheduler.add(make_sequence(1, 4))
-    assert shape(scheduler.next_step()) == [(0, 3, 1), (1, 0, 4)]
+def test_when_blocks_run_out_the_youngest_gives_way_and_loses_nothing() -> None:
+    alone: dict[int, list[int]] = {}
+    for name in range(4):
+        driver = Driver()
+        (sequence,) = driver.add(make_sequence(name, [name * 7 + i for i in range(6)], max_tokens=20))
+        driver.run()
+        alone[name] = sequence.generated_ids
+    for caches in (True, False):
+        driver = Driver(blocks=10, token_budget=64, caches=caches)
+        together = [driver.add(make_sequence(name, [name * 7 + i for i in range(6)], max_tokens=20))[0] for name in range(4)]
+        driver.run()
+        assert driver.scheduler.preemptions > 0
+        assert {name: sequence.generated_ids for name, sequence in enumerate(together)} == alone
+        assert driver.pool.num_free == 10
+        assert driver.ended[0].request.request_id == "0"
+
+
+def test_a_sequence_that_is_taken_out_leaves_no_block_behind() -> None:
+    driver = Driver(max_running=2)
+    added = [driver.add(make_sequence(name, [name, 2, 3, 4, 5]))[0] for name in range(4)]
+    driver.step()
+    for sequence in (added[0], added[3]):
+        driver.scheduler.remove(sequence)
+    driver.run()
+    assert {sequence.request.request_id for sequence in driver.ended} == {"1", "2"}
+    assert driver.pool.num_free == 64
+
+
+def test_random_traffic_ends_and_every_sequence_reads_its_own_tokens() -> None:
+    """The driver checks each step what every block holds; beginnings are shared often, blocks are scarce, some requests vanish."""
+    for seed in range(12):
+        rng = random.Random(seed)
+        driver = Driver(blocks=rng.randint(12, 40), max_running=rng.randint(1, 6), token_budget=rng.randint(6, 30), caches=seed % 3 > 0)
+        beginnings = [[rng.randrange(50) for _ in range(12)] for _ in range(3)]
+        expected = 0
+        for name in range(25):
+            prompt = rng.choice(beginnings)[: rng.randint(1, 12)] + [rng.randrange(50) for _ in range(rng.randint(0, 9))]
+            n = rng.choice([1, 1, 2, 4])
+            sequences = driver.add(make_sequence(name, prompt, n=n, max_tokens=rng.randint(1, 20), priority=rng.randint(0, 1)))
+            for _ in range(rng.randint(0, 3)):
+                driver.step()
+            if rng.random() < 0.1:
+                for sequence in sequences:
+                    if sequence not in driver.ended:
+                        driver.scheduler.remove(sequence)
+                        driver.ended.append(sequence)
+            expected += n
+        driver.run()
+        assert len(driver.ended) == expected
+        assert driver.pool.num_free == driver.pool.num_blocks
+
+
+def test_control_the_driver_notices_a_block_that_is_not_copied(monkeypatch) -> None:
+    monkeypatch.setattr(Driver, "_copy", lambda self, step: None)
+    driver = Driver(token_budget=64)
+    driver.add(make_sequence(0, list(range(10)), n=3, max_tokens=4))
+    try:
+        driver.run()
+    except (AssertionError, KeyError):
+        return
+    raise AssertionError("a missing copy went unnoticed")

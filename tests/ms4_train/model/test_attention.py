@@ -17,6 +17,7 @@ from ms4_train.model import attention as attention_module
 from ms4_train.model.attention import Mistral4Attention
 from ms4_train.model.plan import AttentionPlan
 from ms4_train.model.rope import RotaryTable
+from ms4_train.model.row_segments import RowSegment, current_segments, row_segments
 
 ROPE = RopeParameters(factor=8.0, original_max_position_embeddings=16)
 CONFIGS = {
@@ -36,7 +37,7 @@ def make_attention(config):
 
 
 def attend(attention, config, hidden_td, layout, cache=None):
-    plan = AttentionPlan.build(layout, config, RotaryTable(config), hidden_td.device)
+    plan = AttentionPlan.build(layout, config, RotaryTable(config), hidden_td.device, cache)
     return attention(hidden_td, plan, cache)
 
 
@@ -44,15 +45,16 @@ def make_cache(config):
     return DenseLatentCache(config, slots=3, max_len=64, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("prepared", [False, True], ids=["on the fly", "prepared"])
+@pytest.mark.parametrize("prepared", [None, False, True], ids=["on the fly", "prepared", "joined"])
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
 def test_absorbed_form_equals_expanded_form(name, prepared):
     """Prefill in chunks of uneven length, then single tokens, past the boundary of the query scale; two sequences in one batch."""
     config = CONFIGS[name]
     attention, cache = make_attention(config), make_cache(config)
-    if prepared:
-        attention.prepare_decode()
+    if prepared is not None:
+        attention.prepare_decode(joins=prepared)
+        assert (attention._first_oi is not None) == prepared
     lengths = (40, 29)
     hidden = [torch.randn(length, config.hidden_size, dtype=torch.float64) for length in lengths]
     expected = [attend(attention, config, x, SequenceLayout((len(x),))) for x in hidden]
@@ -69,26 +71,47 @@ def test_absorbed_form_equals_expanded_form(name, prepared):
         torch.testing.assert_close(torch.cat(pieces), whole, **EXACT)
 
 
+@pytest.mark.parametrize("first", ["fresh", "continuing"])
 @torch.no_grad()
-def test_prefill_and_decode_share_a_batch():
+def test_prefill_and_decode_share_a_batch(first):
+    """In either order: a fresh sequence at the front takes the expanded form, one further back the absorbed one."""
     config = CONFIGS["equal widths"]
     attention, cache = make_attention(config), make_cache(config)
     old, new = torch.randn(9, 64, dtype=torch.float64), torch.randn(5, 64, dtype=torch.float64)
     attend(attention, config, old[:8], SequenceLayout((8,), slots=(1,)), cache)
-    out_td = attend(attention, config, torch.cat((old[8:], new)), SequenceLayout((1, 5), (8, 0), (1, 0)), cache)
+    if first == "fresh":
+        out_td = attend(attention, config, torch.cat((new, old[8:])), SequenceLayout((5, 1), (0, 8), (0, 1)), cache).roll(1, 0)
+    else:
+        out_td = attend(attention, config, torch.cat((old[8:], new)), SequenceLayout((1, 5), (8, 0), (1, 0)), cache)
     torch.testing.assert_close(out_td[:1], attend(attention, config, old, SequenceLayout((9,)))[8:], **EXACT)
     torch.testing.assert_close(out_td[1:], attend(attention, config, new, SequenceLayout((5,))), **EXACT)
 
 
-def test_gradients_of_the_absorbed_form_reach_the_up_projection():
+@torch.no_grad()
+def test_blocks_may_lie_anywhere_and_hold_anything_past_the_end():
+    """Small blocks in wild order, one of them shared by two sequences that begin alike; what nobody wrote is NaN."""
+    config = CONFIGS["equal widths"]
+    attention = make_attention(config)
+    cache = DenseLatentCache(config, slots=9, max_len=4, dtype=torch.float64)  # nine blocks of four tokens
+    cache.pools[0].fill_(torch.nan)
+    one, other = torch.randn(11, 64, dtype=torch.float64), torch.randn(9, 64, dtype=torch.float64)
+    other[:4] = one[:4]
+    attend(attention, config, one[:9], SequenceLayout((9,), blocks=((7, 2, 5),)), cache)
+    attend(attention, config, other[4:7], SequenceLayout((3,), (4,), blocks=((7, 0, 3),)), cache)
+    out_td = attend(
+        attention, config, torch.cat((one[9:], other[7:])), SequenceLayout((2, 2), (9, 7), blocks=((7, 2, 5), (7, 0, 3))), cache
+    )
+    torch.testing.assert_close(out_td[:2], attend(attention, config, one, SequenceLayout((11,)))[9:], **EXACT)
+    torch.testing.assert_close(out_td[2:], attend(attention, config, other, SequenceLayout((9,)))[7:], **EXACT)
+    assert cache.pools[0][[1, 4, 6, 8]].isnan().all()
+
+
+def test_a_gradient_through_the_cache_is_refused():
     config = CONFIGS["equal widths"]
     attention, cache = make_attention(config), make_cache(config)
-    hidden_td = torch.randn(6, 64, dtype=torch.float64)
-    with torch.no_grad():
-        attend(attention, config, hidden_td[:5], SequenceLayout((5,), slots=(0,)), cache)
-    attend(attention, config, hidden_td[5:], SequenceLayout((1,), (5,), (0,)), cache).sum().backward()
-    assert attention.kv_b_proj.weight.grad is not None
-    assert attention.kv_b_proj.weight.grad.any()
+    with pytest.raises(ValueError, match="no gradient"):
+        attend(attention, config, torch.randn(1, 64, dtype=torch.float64), SequenceLayout((1,), (5,), (0,)), cache)
+    attend(attention, config, torch.randn(5, 64, dtype=torch.float64), SequenceLayout((5,), slots=(0,)), cache).sum().backward()
 
 
 class LowRank(nn.Module):
@@ -121,6 +144,53 @@ def test_an_adapter_on_the_up_projection_counts_in_the_absorbed_form():
     assert (outs[0] - outs[1]).abs().max() > 0.1  # the adapter does something
 
 
+class LowRankByRow(LowRank):
+    """Adds its update to the rows that are for the adapter "one", as ``LoraLinear`` does with several."""
+
+    def names_of(self, adapter):
+        return () if adapter is None else (adapter,)
+
+    def forward(self, x):
+        segments = current_segments()
+        assert segments is not None
+        assert segments[-1].stop == len(x)
+        y = self.base(x)
+        for adapter, start, stop in segments:
+            if adapter == "one":
+                y[start:stop] += x[start:stop] @ self.a.t() @ self.b.t()
+        return y
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@torch.no_grad()
+def test_each_row_sees_the_up_projection_of_its_adapter(prepared):
+    """Expanded and absorbed rows, for an adapter and for none, in one pass; each equals a pass of its own."""
+    config = CONFIGS["equal widths"]
+    plain = make_attention(config)
+    adapted, mixed = copy.deepcopy(plain), copy.deepcopy(plain)
+    adapted.kv_b_proj = LowRank(plain.kv_b_proj)  # type: ignore[assignment]
+    mixed.kv_b_proj = LowRankByRow(plain.kv_b_proj)  # type: ignore[assignment]
+    mixed.kv_b_proj.load_state_dict(adapted.kv_b_proj.state_dict())
+    if prepared:
+        with row_segments([RowSegment(None, 0, config.kv_lora_rank)]):
+            mixed.prepare_decode()
+    cache = DenseLatentCache(config, slots=4, max_len=16, dtype=torch.float64)
+    names, slots = (None, "one", None, "one"), (3, 0, 2, 1)
+    hidden = [torch.randn(length, 64, dtype=torch.float64) for length in (5, 4, 7, 9)]
+    for x, slot, name in zip(hidden[2:], slots[2:], names[2:], strict=True):
+        with row_segments([RowSegment(name, 0, len(x) - 2)]):
+            attend(mixed, config, x[:-2], SequenceLayout((len(x) - 2,), slots=(slot,)), cache)
+    pieces, ends = [*hidden[:2], *(x[-2:] for x in hidden[2:])], (5, 9, 11, 13)
+    layout = SequenceLayout((5, 4, 2, 2), (0, 0, 5, 7), slots)
+    with row_segments([RowSegment(name, end - len(x), end) for name, x, end in zip(names, pieces, ends, strict=True)]):
+        out_td = attend(mixed, config, torch.cat(pieces), layout, cache)
+    for name, x, piece, actual_td in zip(names, hidden, pieces, out_td.split(layout.lengths), strict=True):
+        right, wrong = (plain, adapted) if name is None else (adapted, plain)
+        whole = SequenceLayout((len(x),))
+        torch.testing.assert_close(actual_td, attend(right, config, x, whole)[-len(piece) :], **EXACT)
+        assert (actual_td - attend(wrong, config, x, whole)[-len(piece) :]).abs().max() > 0.1
+
+
 @torch.no_grad()
 def test_released_matrices_are_computed_anew():
     config = CONFIGS["equal widths"]
@@ -151,6 +221,13 @@ def test_continuing_without_a_cache_is_refused():
     config = CONFIGS["equal widths"]
     with pytest.raises(ValueError, match="need the cache"):
         attend(make_attention(config), config, torch.zeros(1, 64, dtype=torch.float64), SequenceLayout((1,), (4,), (0,)))
+
+
+@torch.no_grad()
+def test_a_pass_without_tokens_returns_none():
+    config = CONFIGS["wide values"]
+    plan = AttentionPlan.empty(RotaryTable(config), torch.device("cpu"))
+    assert make_attention(config)(torch.zeros(0, 64, dtype=torch.float64), plan, make_cache(config)).shape == (0, 64)
 
 
 class LargestTensor(TorchDispatchMode):

@@ -13,14 +13,21 @@ def test_positions_restart_at_each_document():
     assert layout.position_t.tolist() == [0, 1, 2, 0, 0, 1]
     assert layout.sequence_t.tolist() == [0, 0, 0, 1, 2, 2]
     assert layout.cu_seqlens_b.tolist() == [0, 3, 4, 6]
-    assert (layout.num_tokens, layout.is_fresh, layout.stops) == (6, True, (3, 1, 2))
+    assert (layout.num_tokens, layout.num_fresh, layout.stops) == (6, 3, (3, 1, 2))
 
 
 def test_continued_sequences_count_on():
     layout = SequenceLayout((1, 2), starts=(7, 0), slots=(4, 2))
     assert layout.position_t.tolist() == [7, 0, 1]
-    assert layout.slot_t.tolist() == [4, 2, 2]
-    assert (layout.stops, layout.is_fresh) == ((8, 2), False)
+    assert layout.tables == ((4,), (2,))
+    assert (layout.stops, layout.num_fresh) == ((8, 2), 0)
+    assert SequenceLayout((1, 2, 1), starts=(0, 7, 0)).num_fresh == 1  # at the front only
+
+
+def test_tables_of_uneven_length_are_padded():
+    layout = SequenceLayout((1, 2, 1), (70, 3, 0), blocks=((5, 9, 2), (7,), (5, 1)))
+    assert layout.table_bj.tolist() == [[5, 9, 2], [7, 0, 0], [5, 1, 0]]  # a block may be shared: prompts that begin alike
+    assert layout.table_bj.dtype == torch.int32
 
 
 def test_boundaries_and_masks_give_the_same_layout():
@@ -51,6 +58,12 @@ def test_bad_layouts_are_refused(arguments):
         SequenceLayout(*arguments)
 
 
-def test_slots_are_needed_only_for_a_cache():
-    with pytest.raises(ValueError, match="slots"):
-        _ = SequenceLayout((2,)).slot_t
+def test_blocks_are_needed_only_for_a_cache():
+    with pytest.raises(ValueError, match="slots or blocks"):
+        _ = SequenceLayout((2,)).tables
+
+
+@pytest.mark.parametrize("given", [{"blocks": ((0,),)}, {"blocks": ((0,), (1,)), "slots": (0, 1)}])
+def test_one_list_of_blocks_for_each_sequence_and_no_slots(given):
+    with pytest.raises(ValueError, match="as many lists of blocks and no slots"):
+        SequenceLayout((1, 1), **given)

@@ -8,7 +8,7 @@ from support.models import hf_config, tiny_config
 from torch import nn
 
 from ms4_kernels.moe import ExpertLora
-from ms4_train.model.moe import Mistral4MoE, Mistral4Router
+from ms4_train.model.moe import GatedMLP, Mistral4MoE, Mistral4Router
 
 CONFIG = tiny_config(n_shared_experts=2, routed_scaling_factor=1.5)
 
@@ -91,3 +91,15 @@ def test_adapter_on_the_stacks_equals_folded_weights(block):
     block.experts.gate_up_proj += 0.3 * lora.b @ lora.a
     torch.testing.assert_close(adapted_td, block(hidden_td), rtol=1e-4, atol=1e-4)  # fp32 products of another association
     assert block.experts.num_local_experts == CONFIG.n_routed_experts
+
+
+@torch.no_grad()
+def test_a_prepared_mlp_computes_the_same_until_it_is_released():
+    mlp, hidden_td = GatedMLP(64, 48), torch.randn(7, 64)
+    expected_td = mlp(hidden_td)
+    mlp.prepare_decode()
+    torch.testing.assert_close(mlp(hidden_td), expected_td, rtol=1e-5, atol=1e-6)  # fp32, sums of 64 terms in another order at most
+    mlp.gate_proj.weight.mul_(2)
+    torch.testing.assert_close(mlp(hidden_td), expected_td, rtol=1e-5, atol=1e-6)  # why it must be released when weights change
+    mlp.release_decode()
+    assert not torch.allclose(mlp(hidden_td), expected_td)

@@ -101,10 +101,13 @@ def test_training_mode_drops_the_decode_matrices():
     step = SequenceLayout((1,), (4,), (0,))
     with torch.no_grad():
         model(ids_t[:4], SequenceLayout((4,), slots=(0,)), cache)
-        model.prepare_decode()
+        model.prepare_decode(joins=True)
+        assert model.is_prepared
         model.train()
+        assert not model.is_prepared
         for layer in model.model.layers:
-            layer.self_attn.kv_b_proj.weight.mul_(1.5)  # type: ignore[union-attr]
+            for projection in (layer.self_attn.kv_b_proj, layer.self_attn.q_a_proj, layer.mlp.shared_experts.up_proj):  # type: ignore[union-attr]
+                projection.weight.mul_(1.5)
         changed = model.eval()(ids_t[4:], step, cache)
         model.prepare_decode()
         torch.testing.assert_close(model(ids_t[4:], step, cache), changed, rtol=1e-5, atol=1e-5)

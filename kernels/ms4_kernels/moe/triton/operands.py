@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ms4_kernels.invariant.switch import is_on
 from ms4_kernels.quantised import Fp8Weight, Nvfp4Weight, QuantisedWeight
 from ms4_kernels.routing import ExpertOrder, TileList, tile_list
 
@@ -23,6 +24,7 @@ DESCRIBE_STACKS = True
 """Whether dense stacks are handed over as tensor descriptors where the device copies tiles by itself (Hopper and later)."""
 
 _FIRST_WITH_E4M3 = (8, 9)  # compute capability; older NVIDIA devices and AMD's decode by integer arithmetic
+_INVARIANT_ROWS = 16.0  # a tile of 32 rows serves decoding, and pads prompts little
 _COPY_ALIGNMENT = 16  # bytes, of the first element and of every distance between rows and matrices
 
 
@@ -134,7 +136,12 @@ class Rows:
 
     @property
     def per_expert(self) -> float:
-        """Rows that an expert (and adapter) has on average; what tiles are chosen by. Known without waiting for the device."""
+        """Rows that an expert (and adapter) has on average; what tiles are chosen by. Known without waiting for the device.
+
+        Inside ``batch_invariant()`` one number for all batches.
+        """
+        if is_on():
+            return _INVARIANT_ROWS
         return self.count / max(1, self.order.ends_e.numel() * max(1, self.slots - 1))
 
     def tiles(self, block_rows: int) -> TileList:

@@ -34,7 +34,7 @@ def operation(monkeypatch):
 
 def test_every_operation_is_there():
     found = collect.all_specimens()
-    assert {specimen.operation for specimen in found} == {"moe", "routing", "cross_entropy"}
+    assert {specimen.operation for specimen in found} == {"moe", "routing", "cross_entropy", "latent_attention", "invariant"}
     assert any(specimen.representative for specimen in found)
 
 

@@ -1,0 +1,166 @@
+"""Inference on a CPU, ours against transformers, vLLM and llama.cpp: the same fp32 weights and prompts, two threads, a process for each.
+
+Every contestant runs inside one process that stays alive: transformers' ``generate`` with its fastest experts, vLLM's CPU wheel compiled,
+llama.cpp's library under a loop of continuous batching, our engine. Of several ways to run a contestant the one that is fastest in a
+case takes part in it. Before a case is timed the greedy tokens are compared, and in every round again. Rounds alternate, A B C D, D C B A,
+with new prompts each, and every ratio is one of neighbours in time. vLLM and llama.cpp live in ``.venv-peers`` (``make peers``).
+
+    python benchmarks/inference.py                                      # all cases
+    python benchmarks/inference.py --quick                              # one case, one round, nothing written
+    python benchmarks/inference.py --cases 'tiny16/*' --rounds 3        # these only; other cases of the result file stay as they are
+    python benchmarks/inference.py --peers llama.cpp --cases '*/batch-1'
+    python benchmarks/inference.py --profile tiny128/batch-32           # where our time goes
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fnmatch
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import inference_context
+import inference_report as report
+import support
+from inference_cases import CASES, QUICK, Case, write_model
+from inference_pool import NAMES, OURS, Process, absent
+
+LEAST_IDENTICAL = 0.9
+"""Share of answers, in a contestant's first variant, that must be ours token for token. Near ties of two experts or tokens fall either way
+with the order of a sum, and change what follows; a wrong scale or tensor leaves no answer equal."""
+CONTEXT = "context"
+
+
+def calibrate(contestant: Process, case: Case) -> tuple[dict[str, list[list[int]]], dict[str, float]]:
+    """Answers of each variant to the prompts of run 0, and wall seconds of each on those of run 1."""
+    answers, seconds = {}, {}
+    works = [case.work(run).to_dict() for run in (0, 1)]
+    for variant in contestant.ask("variants", work=works[0])["variants"]:
+        answers[variant] = contestant.ask("run", variant=variant, work=works[0]).get("tokens", [])
+        seconds[variant] = contestant.ask("run", variant=variant, work=works[1])["wall"]
+    return answers, seconds
+
+
+def identical(ours: list[list[int]], theirs: list[list[int]]) -> tuple[int, int]:
+    """How many answers are the same, of how many."""
+    return sum(one == other for one, other in zip(ours, theirs, strict=True)), len(ours)
+
+
+def compare(case: Case, contestants: list[Process], rounds: int) -> dict[str, Any]:
+    """Check and time one case; what the result file says of it."""
+    result: dict[str, Any] = {"what": case.what, "kind": case.kind, "rounds": rounds, "load_before": os.getloadavg()[0]}
+    chosen: dict[str, str] = {}
+    found: dict[str, dict[str, Any]] = {}
+    ours: list[list[int]] = []
+    for contestant in contestants:
+        answers, seconds = calibrate(contestant, case)
+        name, first = contestant.name, next(iter(answers))
+        chosen[name] = min(seconds, key=lambda variant: seconds[variant])
+        ours = ours or answers[first]
+        found[name] = {"variant": chosen[name], "variant_seconds": seconds, "wall": [], "cpu": [], "peak_mib": []}
+        if case.kind in ("batch", "uneven"):
+            equal = {variant: identical(ours, tokens) for variant, tokens in answers.items()}
+            found[name]["identical_at_first"] = {variant: f"{same} of {count}" for variant, (same, count) in equal.items()}
+            same, count = equal[first]
+            if same < LEAST_IDENTICAL * count:
+                raise SystemExit(f"{case.name}: {name} gave {same} of {count} answers as ours did; are these the same weights?")
+    same, count = dict.fromkeys(found, 0), 0
+    for number in range(rounds):
+        work = case.work(2 + number)
+        order = contestants if number % 2 == 0 else contestants[::-1]
+        runs = {each.name: each.ask("run", variant=chosen[each.name], work=work.to_dict()) for each in order}
+        result.setdefault("new_tokens", []).append(work.num_new)
+        for name, run in runs.items():
+            if case.kind in ("batch", "uneven"):
+                same[name] += identical(runs[OURS]["tokens"], run["tokens"])[0]
+            run.pop("tokens", None)
+            for key, value in run.items():
+                found[name].setdefault(key, []).append(value)
+        count += len(work.prompts)
+        print(f"  {case.name} {number + 1}/{rounds}: " + ", ".join(f"{name} {run['wall']:.2f} s" for name, run in runs.items()), flush=True)
+    if case.kind in ("batch", "uneven"):
+        for name in found:
+            found[name]["identical"] = f"{same[name]} of {count}"
+    result["load_after"] = os.getloadavg()[0]
+    return result | {"contestants": found}
+
+
+def run_model(name: str, cases: list[Case], options: argparse.Namespace, out: report.ResultFile) -> None:
+    """All cases of one model, with the contestants kept alive."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ms4-inference-")))
+        model = write_model(name, folder)
+        contestants: list[Process] = []
+        for contestant in (OURS, *options.peers):
+            print(f"{name}: starting {contestant}", flush=True)
+            contestants.append(stack.enter_context(Process(contestant, model, options.threads)))
+        out.add_contestants(name, {each.name: each.about for each in contestants})
+        for case in cases:
+            taking_part = [each for each in contestants if each.about["serves"] or case.kind != "arrivals"]
+            out.add_case(case.name, compare(case, taking_part, options.rounds or case.rounds))
+
+
+def profile(case: Case, threads: int) -> None:
+    """Print where the time of our engine goes in one case."""
+    import inference_ours
+
+    with tempfile.TemporaryDirectory(prefix="ms4-inference-") as folder:
+        contestant = inference_ours.Contestant(write_model(case.model, Path(folder)), threads)
+        inference_ours.profile(contestant, [case.work(run).to_dict() for run in range(3)])
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", metavar="PATTERN", help="names or patterns, see --list (default: all; quick: one)")
+    parser.add_argument("--rounds", type=int, help="timed runs of each contestant (default: by case; quick: 1)")
+    parser.add_argument("--peers", nargs="*", choices=NAMES[1:], help="whom to compare with (default: all that are installed)")
+    parser.add_argument("--threads", type=int, default=2, help="of every contestant (default %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="a short look; writes no result file unless --out names one")
+    parser.add_argument("--list", action="store_true", help="the cases, and stop")
+    parser.add_argument("--profile", choices=list(CASES), metavar="CASE", help="profile our engine in one case, and stop")
+    parser.add_argument("--out", type=Path, help="JSON result (default benchmarks/results/inference.json)")
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds = options.rounds or 1
+    patterns = options.cases or (QUICK if options.quick else ("*",))
+    names = [*CASES, CONTEXT]
+    options.cases = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+    if not options.cases:
+        parser.error(f"--cases: nothing is called {' or '.join(patterns)}; --list shows the names")
+    missing = absent(NAMES)
+    for name in options.peers or () if options.peers is not None else ():
+        if name in missing:
+            parser.error(f"--peers: {name}: {missing[name]}")
+    if options.peers is None:
+        options.peers = [name for name in NAMES[1:] if name not in missing]
+        for name, reason in missing.items():
+            print(f"{name} does not take part: {reason}")
+    return options
+
+
+def main() -> None:
+    """Runs the cases."""
+    options = arguments()
+    if options.list:
+        for name in options.cases:
+            print(f"{name:24}{CASES[name].what if name in CASES else inference_context.WHAT}")
+        return
+    if options.profile:
+        profile(CASES[options.profile], options.threads)
+        return
+    path = options.out or (None if options.quick else support.RESULTS / "inference.json")
+    out = report.ResultFile(path, " ".join(["python benchmarks/inference.py", *sys.argv[1:]]), options.threads)
+    for model in dict.fromkeys(CASES[name].model for name in options.cases if name in CASES):
+        run_model(model, [CASES[name] for name in options.cases if name in CASES and CASES[name].model == model], options, out)
+    if CONTEXT in options.cases:
+        out.add_case(CONTEXT, inference_context.measure_all(options.threads))
+    report.print_results(out.content["cases"], options.cases)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Evaluation beside training: on the weights in place, without a trace in what is trained, into a store that a resumed run goes on with."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+import torch
+from support.sft_files import metrics, sft_run, write_files
+
+from ms4_evals.clients.engine import EngineClient
+from ms4_recipes import sft
+from ms4_train.errors import ConfigError
+from ms4_train.inference.adapters import AdapterRegistry
+from ms4_train.inference.network_weights import network_weights
+
+ADAPTER = {"r": 4, "lora_alpha": 8, "target_modules": ["q_b_proj", "kv_b_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]}
+EVALUATION = {
+    "steps": 3,
+    "tasks": [{"task": "arithmetic", "problems": 4}],
+    "modes": {"none": {"temperature": 0.0, "max_tokens": 6}, "high": {"temperature": 0.7, "max_tokens": 12}},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_files(tmp_path_factory.mktemp("answers"))
+
+
+@pytest.mark.parametrize("adapter", [None, ADAPTER], ids=["full", "lora"])
+def test_training_goes_as_without_it_and_scores_are_logged(folder, adapter) -> None:
+    name = "lora" if adapter else "full"
+    sft.run(sft_run(folder, f"{name}-with", adapter=adapter, evaluation=EVALUATION))
+    sft.run(sft_run(folder, f"{name}-without", adapter=adapter))
+    seen, plain = metrics(folder / f"{name}-with"), metrics(folder / f"{name}-without")
+    losses = [row["loss"] for row in seen if "loss" in row]
+    assert losses
+    assert losses == [row["loss"] for row in plain if "loss" in row], "generation has changed what is trained"
+    scored = [row for row in seen if "eval/arithmetic_digits/high/score" in row]
+    assert [row["step"] for row in scored] == [3, 6]
+    assert all("eval/arithmetic_digits/none/thinking_chars" in row or "eval/arithmetic_digits/none/total_chars" in row for row in scored)
+    with sqlite3.connect(folder / f"{name}-with" / "results.sqlite") as store:
+        assert store.execute("select count(*) from samples").fetchone()[0] == 2 * 2 * 4
+
+
+def test_the_engine_runs_the_very_weights_that_are_trained(folder, monkeypatch) -> None:
+    """By storage: every tensor that the compiled runner reads is a parameter of the model in training, adapter included."""
+    seen: list[int] = []
+    real = EngineClient.answer
+
+    def answer(self, *arguments) -> None:
+        model = self._model
+        held = {parameter.data_ptr() for parameter in model.parameters()}
+        for layer in network_weights(model, AdapterRegistry(model)).layers:
+            for projection in (layer.q_a, layer.q_b, layer.kv_a, layer.kv_b, layer.o, layer.shared_gate, layer.shared_down):
+                tensors = [projection.weight] + [part for pairs in projection.adapters.values() for pair in pairs for part in pair[:2]]
+                assert all(isinstance(tensor, torch.Tensor) and tensor.data_ptr() in held for tensor in tensors)
+                seen.append(len(tensors))
+            assert layer.experts.gate_up.data_ptr() in held
+            assert layer.experts.down.data_ptr() in held
+        real(self, *arguments)
+
+    monkeypatch.setattr(EngineClient, "answer", answer)
+    sft.run(sft_run(folder, "shared", adapter=ADAPTER, evaluation=EVALUATION))
+    assert max(seen) == 3, "no adapter was seen"
+
+
+def test_several_ranks_are_refused_with_the_key(folder) -> None:
+    from ms4_recipes.answer_tasks import TaskEvaluation
+
+    config = sft_run(folder, "ranks", evaluation=EVALUATION)
+    assert config.evaluation is not None
+    with pytest.raises(ConfigError, match="runs on one rank, this run has 2") as raised:
+        TaskEvaluation(config, config.evaluation, None, None, run="r", world_size=2)  # type: ignore[arg-type]
+    assert raised.value.key == "evaluation"
