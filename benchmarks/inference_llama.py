@@ -2,7 +2,7 @@
 
 A batch holds the next token of every sequence that is being answered and prompt tokens of those that come next, which is what llama.cpp's
 server does. The most likely token is found by numpy. Variants: one buffer of cached tokens for all sequences or one for each ("streams"),
-with and without its fused attention. A program for ``.venv-peers``: it imports nothing of this project.
+with and without its fused attention, which computes in fp16 on a CPU. A program for ``.venv-peers``: it imports nothing of this project.
 Exercise it: ``python benchmarks/inference.py --quick --peers llama.cpp``.
 
 Shape suffixes: r rows with logits, v vocabulary.

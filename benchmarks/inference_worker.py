@@ -89,7 +89,7 @@ class Worker:
         }
 
     def variants(self, work: dict[str, Any]) -> dict[str, Any]:
-        """Ways to run a case; the first one computes in plain fp32."""
+        """Ways to run a case, the plain one first."""
         return {"variants": list(self._contestant.variants(work))}
 
     def run(self, variant: str, work: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,9 @@ def printable(text: str) -> str:
 
 
 class AnswerPrinter:
-    """Writes an answer as its tokens come: thinking dimmed on a terminal and between its tags elsewhere, then the answer.
+    """Writes an answer as its tokens come: thinking dimmed on a terminal and between its tags elsewhere, then the answer and its calls.
+
+    On a terminal a call is ``-> name arguments`` on a line of its own; elsewhere its tags are spelled.
 
     Args:
         tokenizer: of the model.
@@ -43,6 +45,13 @@ class AnswerPrinter:
             self._write(self._decoder.flush())
             self._mark("[/THINK]\n", "\n\n")
             self._is_thinking = False
+        elif token_id == self._tokenizer.ids.tool_calls:
+            self._write(self._decoder.flush())
+            self._is_thinking = False  # a call ends a thought
+            self._mark("[TOOL_CALLS]", "\n-> ")
+        elif token_id == self._tokenizer.ids.args:
+            self._write(self._decoder.flush())
+            self._mark("[ARGS]", " ")
         elif token_id < self._tokenizer.num_special_tokens:
             self._write(self._decoder.flush() + self._tokenizer.token_text(token_id))
         else:

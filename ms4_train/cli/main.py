@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ms4_train.cli import adapter, config, data, doctor, evaluate, generate, hub, model, serve, train, weights
+from ms4_train.cli import adapter, chat, config, data, doctor, evaluate, generate, hub, model, serve, train, weights
 from ms4_train.errors import MS4Error
 from ms4_train.storage import is_disk_full
 
@@ -44,10 +44,11 @@ app.add_typer(config.app, name="config", help="Check, show and describe run file
 app.command("doctor", epilog=doctor.EXAMPLES, rich_help_panel="Prepare")(doctor.doctor)
 app.command("train", epilog=train.EXAMPLES, rich_help_panel="Train and evaluate")(train.train)
 app.command("serve", epilog=serve.EXAMPLES, rich_help_panel="Use a model")(serve.serve)
-for _panel, _group in (("Train and evaluate", evaluate.app), ("Use a model", generate.app)):
-    for _command in _group.registered_commands:
-        _command.rich_help_panel = _panel
-        app.registered_commands.append(_command)
+app.command("generate", epilog=generate.EXAMPLES, rich_help_panel="Use a model")(generate.generate)
+app.command("chat", epilog=chat.EXAMPLES, rich_help_panel="Use a model")(chat.chat)
+for _command in evaluate.app.registered_commands:
+    _command.rich_help_panel = "Train and evaluate"
+    app.registered_commands.append(_command)
 
 
 def _print_version(wanted: bool) -> None:

@@ -47,6 +47,9 @@ MaxTokensOption = Annotated[
         help=f"Most tokens of the answer, thinking included. Default: {DEFAULT_MAX_TOKENS}, or what fits the model.", show_default=False
     ),
 ]
+ThinkingBudgetOption = Annotated[
+    int | None, typer.Option(help="Most tokens of a thought; it is then closed. Default: no limit.", min=0, show_default=False)
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of the sampled answer.")]
 AdapterOption = Annotated[Path | None, typer.Option(help="Folder of a LoRA adapter to load on top.", show_default=False)]
 SystemOption = Annotated[
@@ -82,10 +85,27 @@ def open_model(model: Path, adapter: Path | None, tokenizer: Path | None) -> tup
     return chat_tokenizer, config.max_position_embeddings
 
 
-def load_engine(model: Path, adapter: Path | None, chat_tokenizer: ChatTokenizer, dtype: Dtype, *, keep_quantised: bool = False) -> Engine:
+def load_engine(
+    model: Path,
+    adapter: Path | None,
+    chat_tokenizer: ChatTokenizer,
+    dtype: Dtype,
+    *,
+    keep_quantised: bool = False,
+    max_batch_size: int = 1,
+    max_context: int | None = None,
+) -> Engine:
     """The engine over the model and its adapter, on the GPU where there is one.
 
     Says on standard error how the weights are held where they are quantised.
+
+    Args:
+        model, adapter: folders.
+        chat_tokenizer: of the model.
+        dtype: of parameters and activations.
+        keep_quantised: whether FP8 or NVFP4 weights stay as they are stored.
+        max_batch_size: most answers computed at once.
+        max_context: most tokens of prompt and answer; None: the model's limit.
 
     Raises:
         MS4Error: the weights or the adapter cannot be used.
@@ -112,4 +132,5 @@ def load_engine(model: Path, adapter: Path | None, chat_tokenizer: ChatTokenizer
         network.to(device)
     if line is not None:
         notes.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
-    return Engine(network, chat_tokenizer, max_batch_size=len(Mode), max_context=network.config.max_position_embeddings)
+    limit = network.config.max_position_embeddings
+    return Engine(network, chat_tokenizer, max_batch_size=max_batch_size, max_context=max_context or limit)

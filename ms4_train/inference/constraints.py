@@ -105,19 +105,23 @@ class Constraint:
             return form.thinking_v
         if self._ended:
             return np.arange(form.vocab_size) == form.eos_id
-        if not self._taken:
-            allowed_v = form.first_v
-        else:
-            allowed_v = mask_of(self._matcher, form.vocab_size)
-            if self._matcher.is_error() and self._replay():
-                allowed_v = mask_of(self._matcher, form.vocab_size)
-            if self._matcher.is_error() or not allowed_v.any():
-                self._error = refused(one_line(self._matcher.get_error()))
-                return np.arange(form.vocab_size) != form.eos_id
+        allowed_v = form.first_v if not self._taken and self._error is None else self._next()
         if self._may_think and form.ids is not None:
             allowed_v = allowed_v.copy()
             allowed_v[form.ids.think] = True
         return allowed_v
+
+    def _next(self) -> NDArray[np.bool_]:
+        """What the grammar lets come next, [v]; where it fails, see ``allowed``."""
+        form = self._form
+        if self._error is None:
+            allowed_v = mask_of(self._matcher, form.vocab_size)
+            if self._matcher.is_error() and self._replay():
+                allowed_v = mask_of(self._matcher, form.vocab_size)
+            if allowed_v.any() and not self._matcher.is_error():
+                return allowed_v
+            self._error = refused(one_line(self._matcher.get_error()))
+        return np.arange(form.vocab_size) != form.eos_id
 
     def accept(self, token_id: int) -> None:
         """Take the token that was chosen.
@@ -135,13 +139,16 @@ class Constraint:
             self._thinks = token_id not in (ids.end_think, ids.tool_calls)
             if self._thinks or token_id == ids.end_think:
                 return
-        # A matcher never leaves an error; another one tells whether it was the token's fault.
-        if self._error is None and not self._matcher.consume_token(token_id) and not (self._replay() and self._matcher.consume_token(token_id)):
+        if self._error is None and not self._consume(token_id):
             self._error = refused(one_line(self._matcher.get_error()))
         if self._error is not None:
             raise self._error
         self._taken.append(token_id)
         self._ended = token_id == self._form.eos_id
+
+    def _consume(self, token_id: int) -> bool:
+        """Move on; a matcher never leaves an error, so another one tells whether it was the token's fault."""
+        return self._matcher.consume_token(token_id) or (self._replay() and self._matcher.consume_token(token_id))
 
     def _replay(self) -> bool:
         """Begin again with another lexer and go to the same place; returns whether that worked."""

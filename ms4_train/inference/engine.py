@@ -53,6 +53,7 @@ class Engine:
         prefix_cache: whether prompts that begin alike share what is computed of them.
         deterministic: tokens and logprobs are the same bits whatever shares the batch.
         runner: "native" (compiled, on a CPU), "modules" (torch), or whichever serves.
+        base_fingerprint: of the model (``weights.base_fingerprint``): adapters of another base are refused. None: not compared.
 
     Raises:
         EngineError: a bound that makes no sense, or a tokenizer with more tokens than the model.
@@ -72,6 +73,7 @@ class Engine:
         prefix_cache: bool = True,
         deterministic: bool = False,
         runner: RunnerChoice = "auto",
+        base_fingerprint: str | None = None,
     ) -> None:
         budget = max(DEFAULT_TOKEN_BUDGET, max_batch_size) if token_budget is None else token_budget
         bounds = {"max_batch_size": (max_batch_size, 1), "max_context": (max_context, 2), "token_budget": (budget, max_batch_size)}
@@ -89,7 +91,7 @@ class Engine:
         self.cache_tokens = cache_tokens
         self.prefix_cache = prefix_cache
         self.deterministic = deterministic
-        self.adapters = AdapterRegistry(model)
+        self.adapters = AdapterRegistry(model, base_fingerprint)
         self._runner_choice: RunnerChoice = runner
         self._stats = EngineStats()
         self._maker = SequenceMaker(model, tokenizer, self.adapters)
@@ -279,6 +281,7 @@ class Engine:
             max_running=self.max_batch_size,
             token_budget=self.token_budget,
             prefix_cache=self.prefix_cache,
+            deterministic=self.deterministic,
         )
 
     def _opened(self) -> Run:

@@ -40,14 +40,18 @@ class ImageFeatureCache:
         compute: embeddings [N, d] of a batch of images, image behind image.
         merge: ``merge`` x ``merge`` patches make one image token.
         max_bytes: of all embeddings kept; the least recently used go first.
+        apart: compute each image in a pass of its own, so that its embeddings are the same bits whatever it was asked with.
     """
 
-    def __init__(self, compute: Callable[[ImageBatch, str | None], Tensor], merge: int, *, max_bytes: int = DEFAULT_BYTES) -> None:
+    def __init__(
+        self, compute: Callable[[ImageBatch, str | None], Tensor], merge: int, *, max_bytes: int = DEFAULT_BYTES, apart: bool = False
+    ) -> None:
         self.hits = 0
         self.misses = 0
         self._compute = compute
         self._merge = merge
         self._max_bytes = max_bytes
+        self._apart = apart
         self._kept: OrderedDict[tuple[bytes, bytes], Tensor] = OrderedDict()
         self._bytes = 0
 
@@ -65,10 +69,10 @@ class ImageFeatureCache:
         self.misses += len(missing)
         self.hits += len(keys) - len(missing)
         found = {key: self._kept[key] for key in keys if key in self._kept}
-        if missing:
-            batch = _some(images, missing)
+        for together in [[index] for index in missing] if self._apart else [missing] if missing else []:
+            batch = _some(images, together)
             computed = self._compute(batch, adapter).split(batch.num_tokens(self._merge))
-            for index, features_nd in zip(missing, computed, strict=True):
+            for index, features_nd in zip(together, computed, strict=True):
                 found[keys[index]] = features_nd
                 self._keep(keys[index], features_nd.clone())  # a view would keep the whole batch alive
         for key in keys:

@@ -16,12 +16,14 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+from ms4_kernels.dispatch import runs_triton
 from ms4_kernels.invariant import batch_invariant
 from ms4_train.inference.graphs import DecodeGraphs, Recorder, cuda_recorder
 from ms4_train.inference.paged_cache import PagedLatentCache
 from ms4_train.inference.step import StepPiece
 from ms4_train.model.images import ImageBatch
 from ms4_train.model.layout import SequenceLayout
+from ms4_train.model.moe import Mistral4Experts
 from ms4_train.model.multimodal import Mistral3ForConditionalGeneration
 from ms4_train.model.network import Mistral4ForCausalLM
 from ms4_train.model.plan import AttentionPlan
@@ -37,7 +39,7 @@ class ModuleRunner:
         cache: of as many layers and values as the model needs.
         deterministic: a token's hidden state has the same bits whatever shares its step, and however its sequence was cut into pieces.
             Slower: one order of every sum, and the absorbed form of attention for every token.
-        recorder: records decode steps for replay. None: as CUDA graphs on a GPU, not at all elsewhere.
+        recorder: records decode steps for replay. None: as CUDA graphs where Triton's kernels run, not at all elsewhere.
     """
 
     def __init__(
@@ -47,11 +49,11 @@ class ModuleRunner:
         self._cache = cache
         self._deterministic = deterministic
         self._modes: dict[nn.Module, bool] = {}
-        exchanges = any(layer.mlp.experts.exchange is not None for layer in model.model.layers)  # type: ignore[union-attr]
-        if recorder is None and self._device.type == "cuda":
+        if recorder is None and runs_triton(self._device):
             recorder = cuda_recorder(self._device)
-        # Ranks that exchange tokens tell each other how many, which the host has to read.
-        self._graphs = None if recorder is None or exchanges else DecodeGraphs(self._decode, recorder, self._device, self._table_width)
+        self._graphs: DecodeGraphs | None = None
+        if recorder is not None and not _reads_on_host(model):
+            self._graphs = DecodeGraphs(self._decode, recorder, self._device, self._table_width)
 
     @property
     def _device(self) -> torch.device:
@@ -164,6 +166,13 @@ class ModuleRunner:
 
     def _mode(self) -> AbstractContextManager[object]:
         return batch_invariant() if self._deterministic else nullcontext()
+
+
+def _reads_on_host(model: Mistral4ForCausalLM) -> bool:
+    """Whether experts make the host wait for values: ranks tell each other how many tokens they send, and plain torch reads counts."""
+    experts = [module for module in model.modules() if isinstance(module, Mistral4Experts)]
+    is_wide = model.model.embed_tokens.weight.dtype == torch.float64  # for which there are no Triton kernels
+    return is_wide or any(module.exchange is not None or module.backend not in ("auto", "triton") for module in experts)
 
 
 def _rows(hidden_td: Tensor, rows: list[int]) -> Tensor:

@@ -60,6 +60,7 @@ class Run:
         max_running: most sequences at once.
         token_budget: most tokens per step.
         prefix_cache: whether full blocks can be found again.
+        deterministic: whether images pass the tower one by one.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Run:
         max_running: int,
         token_budget: int,
         prefix_cache: bool,
+        deterministic: bool,
     ) -> None:
         self._runner = runner
         self._cache = cache
@@ -90,7 +92,7 @@ class Run:
         self._pending: list[Event] = []
         self._features: ImageFeatureCache | None = None
         if isinstance(model, Mistral3ForConditionalGeneration):
-            self._features = ImageFeatureCache(runner.image_features, model.vision_config.spatial_merge_size)
+            self._features = ImageFeatureCache(runner.image_features, model.vision_config.spatial_merge_size, apart=deterministic)
         runner.open()
 
     def close(self) -> None:

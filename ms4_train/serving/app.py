@@ -31,7 +31,8 @@ from ms4_train.serving.settings import ServerSettings
 
 LOG = logging.getLogger("ms4_train.serving")
 _PASSING: tuple[int, ...] = (401, 403)
-_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+# Of each event; its data are a chunk as JSON, or [DONE].
+_STREAM = {"text/event-stream": {"schema": {"type": "object", "properties": {"data": {"type": "string"}}}}}
 
 
 def create_app(thread: EngineThread, tokenizer: ChatTokenizer, settings: ServerSettings) -> FastAPI:

@@ -75,6 +75,9 @@ class Call:
         endpoint: its name in log and metrics.
         request_id: tells it apart there, and in the response's header.
 
+    Attributes:
+        form_field: the field that asks for a form of the answer, for errors.
+
     Raises:
         ApiError: 429 or 503.
     """
@@ -88,6 +91,7 @@ class Call:
         self._finished: list[Completion] = []
         self._deadline = self._began
         self._body_bytes = 0
+        self.form_field: str | None = None
         self._answering: Answering | None = None
         self.ticket = service.admission.enter()
 
@@ -166,12 +170,11 @@ class Call:
         try:
             while len(self._finished) < total and answering.stopped is None:
                 events = await answering.next_events(self.service.settings.keep_alive_seconds)
-                if not events and time.monotonic() - quiet_since < self.service.settings.keep_alive_seconds:
-                    continue
-                quiet_since = time.monotonic()
                 self._finished += [event.completion for event in events if isinstance(event, FinishEvent)]
-                chunks = job.answers.chunks(events)
-                yield b"".join([encoded(self._with_usage(chunk, job)) for chunk in chunks]) or KEEP_ALIVE
+                told = b"".join([encoded(self._with_usage(chunk, job)) for chunk in job.answers.chunks(events)])
+                if told or time.monotonic() - quiet_since >= self.service.settings.keep_alive_seconds:
+                    quiet_since = time.monotonic()
+                    yield told or KEEP_ALIVE
             if answering.stopped is not None:
                 raise self._given_up(answering.stopped)
             if job.counts_tokens:
@@ -223,7 +226,7 @@ class Call:
             LOG.exception("request %s failed", self.request_id, exc_info=error)
             self.close(500, "defect")
             raise error
-        failure = from_ms4_error(error)
+        failure = from_ms4_error(error, form_field=self.form_field)
         if self.service.thread.error is not None and failure.status == 400:
             failure = engine_failure(self.service.thread.error)
         self.close(failure.status, failure.error_code)

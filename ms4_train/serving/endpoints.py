@@ -18,7 +18,7 @@ from ms4_train.serving.chat_answers import ChatAnswers
 from ms4_train.serving.chat_fields import ChatRequest
 from ms4_train.serving.completion_answers import CompletionAnswers
 from ms4_train.serving.completion_fields import CompletionRequest
-from ms4_train.serving.parameters import check_fields
+from ms4_train.serving.parameters import check_fields, form_field
 from ms4_train.serving.prompts import prompt_count
 from ms4_train.serving.service import Service
 
@@ -32,7 +32,7 @@ async def chat_completions(service: Service, request: Request) -> Response:
     call = Call(service, "chat", f"chatcmpl-{uuid.uuid4().hex}")
     try:
         fields, body = await call.read(request, ChatRequest, lambda fields: check_fields(fields, service.settings))
-        adapter = service.adapter_of(fields.model)
+        adapter, call.form_field = service.adapter_of(fields.model), form_field(fields)
         call.ticket.add_answers((fields.n or 1) - 1)
 
         def prepare() -> GenerationRequest:
@@ -54,7 +54,7 @@ async def completions(service: Service, request: Request) -> Response:
     call = Call(service, "completions", f"cmpl-{uuid.uuid4().hex}")
     try:
         fields, _ = await call.read(request, CompletionRequest, lambda fields: check_fields(fields, service.settings))
-        adapter = service.adapter_of(fields.model)
+        adapter, call.form_field = service.adapter_of(fields.model), form_field(fields)
         call.ticket.add_answers((fields.n or 1) * prompt_count(fields) - 1)
 
         def prepare() -> list[GenerationRequest]:

@@ -34,7 +34,7 @@ _TYPES = {
 STATUSES = tuple(status for status in _TYPES if status not in (405, 409))
 MAX_MESSAGE = 1000
 # What the engine's fields are called in a request, where the names differ.
-_PARAMS = {"thinking_budget": "thinking_token_budget", "include_stop": "include_stop_str_in_output", "constraint": "response_format"}
+_PARAMS = {"thinking_budget": "thinking_token_budget", "include_stop": "include_stop_str_in_output"}
 
 
 class ApiError(MS4Error):
@@ -83,12 +83,12 @@ def bad_request(message: str, param: str | None, code: str = "invalid_value") ->
     return ApiError(400, message, param=param, code=code)
 
 
-def from_ms4_error(error: MS4Error, param: str | None = None) -> ApiError:
+def from_ms4_error(error: MS4Error, *, form_field: str | None = None) -> ApiError:
     """What our own checks found wrong with a request.
 
     Args:
         error: its ``key`` is the field where it is one of the request's; file names, which are ours, are left out.
-        param: the field otherwise.
+        form_field: the field that asks for a form, which the engine calls a constraint.
     """
     if isinstance(error, ApiError):
         return error
@@ -96,8 +96,9 @@ def from_ms4_error(error: MS4Error, param: str | None = None) -> ApiError:
     if isinstance(error, EngineError | AdapterError):
         # The engine names a request by its id, which says nothing to the client.
         key = _PARAMS.get(key, key) if key is not None and key.isidentifier() else None
+        key = form_field if key == "constraint" else key
     text = f"{error.message} {error.fix[:1].upper()}{error.fix[1:]}" if error.fix else error.message
-    return ApiError(400, text, param=key or param, code=getattr(error, "row_code", error.code))
+    return ApiError(400, text, param=key, code=getattr(error, "row_code", error.code))
 
 
 def engine_failure(error: BaseException | None) -> ApiError:

@@ -38,6 +38,8 @@ def check_fields(fields: ChatRequest | CompletionRequest, settings: ServerSettin
             raise bad_request("best_of must equal n; all answers are given.", "best_of")
         if fields.echo and fields.stream:
             raise bad_request("echo does not go with stream.", "echo")
+    if fields.structured_outputs is not None and form_field(fields) is None:
+        raise bad_request("structured_outputs names no form.", "structured_outputs")
 
 
 def max_tokens(fields: ChatRequest | CompletionRequest, prompt_tokens: int, max_context: int, settings: ServerSettings) -> int:
@@ -118,7 +120,7 @@ def wanted_form(fields: ChatRequest | CompletionRequest, *, may_think: bool) -> 
     Raises:
         ApiError: 400: two fields ask, or the form is empty.
     """
-    found = [form for form in (_response_format(fields.response_format), *_guided(fields)) if form is not None]
+    found = _forms(fields)
     if len(found) > 1:
         raise bad_request(f"{found[0][0]} and {found[1][0]} both ask for a form.", found[1][0])
     if not found:
@@ -127,8 +129,17 @@ def wanted_form(fields: ChatRequest | CompletionRequest, *, may_think: bool) -> 
     return ConstraintSpec(kind, text, after_thinking=may_think)
 
 
+def form_field(fields: ChatRequest | CompletionRequest) -> str | None:
+    """The field that asks for a form, if one does."""
+    return next((key for key, _, _ in _forms(fields)), None)
+
+
 Form = tuple[str, Any, str]
 """The field, the kind and the text of a form."""
+
+
+def _forms(fields: ChatRequest | CompletionRequest) -> list[Form]:
+    return [form for form in (_response_format(fields.response_format), *_guided(fields)) if form is not None]
 
 
 def _response_format(wanted: ResponseFormat | None) -> Form | None:
@@ -158,8 +169,6 @@ def _guided(fields: SharedFields) -> list[Form | None]:
         _text(f"{key}.grammar", "lark", wanted.grammar),
         (f"{key}.json_object", "json_object", "") if wanted.json_object else None,
     ]
-    if not any(inside):
-        raise bad_request("structured_outputs names no form.", key)
     return [*forms, *inside]
 
 

@@ -72,11 +72,10 @@ class Service:
         assert root is not None, "the endpoint does not exist without it"
         if name in self.names:
             raise bad_request(f"The name {name!r} is taken.", "lora_name")
-        root = root.resolve()
-        folder = (root / path).resolve() if "\0" not in path else root
-        if folder == root or not folder.is_relative_to(root) or not folder.is_dir():
+        folder = _folder_below(root, path)
+        if folder is None:
             raise bad_request("lora_path is no folder below the server's folder of adapters.", "lora_path")
-        self.thread.call(lambda engine: engine.load_adapter(name, Path(folder)))
+        self.thread.call(lambda engine: engine.load_adapter(name, folder))
         self.adapters.append(name)
 
     def drop_adapter(self, name: str) -> None:
@@ -114,3 +113,13 @@ class Service:
     def close(self) -> None:
         """Let go of the worker threads."""
         self.workers.shutdown(wait=False, cancel_futures=True)
+
+
+def _folder_below(root: Path, path: str) -> Path | None:
+    """The folder that a path means, links followed; None where it leads out, or is none."""
+    try:
+        root = root.resolve()
+        folder = (root / path).resolve()
+        return folder if folder != root and folder.is_relative_to(root) and folder.is_dir() else None
+    except (OSError, ValueError):
+        return None

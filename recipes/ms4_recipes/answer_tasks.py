@@ -70,7 +70,7 @@ class TaskEvaluation:
         require_usable_store(self._store)
 
     def __call__(self, done: int) -> dict[str, float]:
-        """Scores and lengths as ``eval/arithmetic_digits/high/score`` and the like."""
+        """Scores and lengths as ``eval/arithmetic_digits_6/high/score`` and the like."""
         section = self._section
         identity = {
             "run": self._run,

@@ -1,4 +1,4 @@
-"""Inputs of latent attention: a pool whose blocks lie in no order, sequences at different places, and what torch's own attention makes of them.
+"""Inputs of latent attention: a pool whose blocks lie in no order, sequences at different places, and torch's own attention over them.
 
 Exercise it: ``pytest tests/kernels/ms4_kernels/latent_attention``.
 """
@@ -52,7 +52,9 @@ def latent_case(
         for block, size in zip(blocks, [page] * (count - 1) + [stop - page * (count - 1)], strict=True):
             pool_nsm[block, :size] = torch.randn(size, latent + rotary, generator=generator)
     query_thm = torch.randn(sum(lengths), heads, latent + rotary, generator=generator).to(dtype)
-    return LatentCase(query_thm, pool_nsm.to(pool_dtype or dtype), LatentPlan.of(table_bj, starts, lengths), (latent + rotary) ** -0.5, latent)
+    return LatentCase(
+        query_thm, pool_nsm.to(pool_dtype or dtype), LatentPlan.of(table_bj, starts, lengths), (latent + rotary) ** -0.5, latent
+    )
 
 
 def torch_attention(case: LatentCase, dtype: torch.dtype) -> Tensor:

@@ -64,7 +64,9 @@ class Served:
 def tiny_engine(**options: Any) -> Engine:
     """An engine over a small random model with the tiny tokenizer."""
     tokenizer = tiny_tokenizer()
-    return Engine(tiny_model(tiny_config(vocab_size=tokenizer.vocab_size)), tokenizer, **{"max_batch_size": 8, "max_context": 1024, **options})
+    return Engine(
+        tiny_model(tiny_config(vocab_size=tokenizer.vocab_size)), tokenizer, **{"max_batch_size": 8, "max_context": 1024, **options}
+    )
 
 
 @contextlib.contextmanager

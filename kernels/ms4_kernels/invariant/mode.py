@@ -1,8 +1,8 @@
 """The mode itself: torch's operations that choose an order of summing by the size of the batch are answered by ones that do not.
 
-A dispatch mode sees every operation below autograd, the modules' own and those of libraries. Products go to ``products``, sums and softmax to
-``rows``, functions whose last digits depend on where in memory a number lies (on CPUs) to ``pointwise``. The package's own operations ask
-:func:`ms4_kernels.invariant.is_on` and make one fixed choice.
+A dispatch mode sees every operation below autograd, the modules' own and those of libraries. Products go to ``products``, sums and softmax
+to ``rows``, functions whose last digits depend on where in memory a number lies (on CPUs) to ``pointwise``. The package's own operations
+ask :func:`ms4_kernels.invariant.is_on` and make one fixed choice.
 Exercise it: ``pytest tests/kernels/ms4_kernels/invariant/test_mode.py``; a whole network: ``test_mode_network.py`` beside it.
 
 Not covered: convolutions over batches, and torch's own attention over several sequences at once; the network uses neither in the mode.

@@ -1,8 +1,8 @@
 """Functions of single numbers that a CPU computes differently at different places of memory, for ``batch_invariant()``.
 
-torch takes whole vectors with one implementation of ``exp`` and the like, and what is left at the end of a thread's share with another, so a
-number's last digit depends on where it lies and on how many there are. Here numbers are handed over in pieces of one size, which is whole
-vectors and one thread's work. GPUs have one implementation.
+torch takes whole vectors with one implementation of ``sigmoid`` and the like, and what is left at the end of a thread's share with another,
+so a number's last digit depends on where it lies and on how many there are: in fp32 one in a hundred of those differs. Here numbers are
+handed over in pieces of one size, which is whole vectors and one thread's work. GPUs have one implementation.
 Exercise it: ``pytest tests/kernels/ms4_kernels/invariant/test_pointwise.py``.
 """
 

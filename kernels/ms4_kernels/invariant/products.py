@@ -1,7 +1,7 @@
 """Matrix products whose rows do not depend on each other, for ``batch_invariant()``.
 
-On a GPU: one Triton kernel with one tile and the terms added in their order. On a CPU: the compiled products, which promise as much; bf16 and
-fp16 are widened to fp32 for them and rounded once. Where they do not serve (fp64, no compiler) each row is a product of its own.
+On a GPU: one Triton kernel with one tile and the terms added in their order. On a CPU: the compiled products, which promise as much; bf16
+and fp16 are widened to fp32 for them and rounded once. Where they do not serve (fp64, no compiler) each row is a product of its own.
 Exercise it: ``pytest tests/kernels/ms4_kernels/invariant/test_products.py``.
 
 Shape suffixes: z matrices of a batch, m rows, k terms of the sum, n columns.
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ms4_kernels.dispatch import runs_triton
+from ms4_kernels import dispatch
 from ms4_kernels.native.library import library, product, readable
 from ms4_kernels.native.matmul import product_nt
 
@@ -65,7 +65,7 @@ def _sum(added: Tensor, found: Tensor, beta: float, alpha: float) -> Tensor:
 
 
 def _multiply_each(a_zmk: Tensor, b_zkn: Tensor) -> Tensor:
-    if runs_triton(a_zmk.device) and a_zmk.dtype in _TRITON_DTYPES:
+    if dispatch.runs_triton(a_zmk.device) and a_zmk.dtype in _TRITON_DTYPES:
         from ms4_kernels.invariant.gemm_triton import multiply_triton  # needs Triton
 
         return multiply_triton(a_zmk, b_zkn)
@@ -74,7 +74,7 @@ def _multiply_each(a_zmk: Tensor, b_zkn: Tensor) -> Tensor:
 
 
 def _multiply(a_mk: Tensor, b_kn: Tensor) -> Tensor:
-    if runs_triton(a_mk.device) and a_mk.dtype in _TRITON_DTYPES:
+    if dispatch.runs_triton(a_mk.device) and a_mk.dtype in _TRITON_DTYPES:
         return _multiply_each(a_mk[None], b_kn[None])[0]
     if a_mk.dtype in (torch.bfloat16, torch.float16):
         return _multiply(a_mk.float(), b_kn.float()).to(a_mk.dtype)

@@ -1,7 +1,7 @@
 """Sums over an axis and what is made of them, in an order that depends on the length of the axis only, for ``batch_invariant()``.
 
-A sum folds its halves onto each other until one number is left: additions of whole tensors, which are rounded the same way wherever a number
-lies. On a GPU one Triton program sums each row. Half precision is summed in fp32 and rounded once.
+A sum folds its halves onto each other until one number is left: additions of whole tensors, which are rounded the same way wherever a
+number lies. On a GPU one Triton program sums each row. Half precision is summed in fp32 and rounded once.
 Exercise it: ``pytest tests/kernels/ms4_kernels/invariant/test_rows.py``.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ms4_kernels.dispatch import runs_triton
+from ms4_kernels import dispatch
 from ms4_kernels.invariant.pointwise import apply
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -83,7 +83,7 @@ def _sum(x: Tensor, axes: Sequence[int], keepdim: bool) -> Tensor:
     """Of fp32 or fp64, over one axis after the other, last first."""
     for axis in sorted((axis % x.ndim for axis in axes), reverse=True):
         last = x.movedim(axis, -1)
-        if runs_triton(x.device) and x.dtype == torch.float32:
+        if dispatch.runs_triton(x.device) and x.dtype == torch.float32:
             from ms4_kernels.invariant.sum_triton import sum_triton  # needs Triton
 
             x = sum_triton(last)

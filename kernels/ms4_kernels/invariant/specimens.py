@@ -36,12 +36,13 @@ def _products() -> Iterator[Specimen]:
                     kernel=gemm_kernel,
                     arguments={f"{name}_ptr": f"*{kind}:16" for name in ("a", "b", "out")}
                     | {"M": "i32", "N": "i32:16", "K": "i32:16"}
-                    | {name: "i32:16" for name in strides},
+                    | dict.fromkeys(strides, "i32:16"),
                     constants=constants | {"a_stride_k": 1, unit: 1},
                     is_gemm=kind == "bf16",
                     representative=kind == "bf16" and not by_columns,
                     block=(constants["BLOCK_M"], constants["BLOCK_N"]),
-                    **options,
+                    num_warps=options["num_warps"],
+                    num_stages=options["num_stages"],
                 )
 
 

@@ -96,7 +96,7 @@ def attend_kernel(
         shrink_r = tl.exp2(top_r - new_r)
         sum_r = sum_r * shrink_r + tl.sum(weight_sr, 0)
         mixed_cr *= shrink_r[None, :]
-        if DTYPE == tl.float32:
+        if tl.float32 == DTYPE:
             # With 64 rows or more in front, Triton 3.7 hands an exact fp32 product to Blackwell's tensor cores as TF32.
             mixed_cr = tl.trans(tl.dot(tl.trans(weight_sr), latent_sc, tl.trans(mixed_cr), input_precision=PRECISION))
         else:

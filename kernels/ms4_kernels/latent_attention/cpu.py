@@ -52,7 +52,7 @@ def attend_cpu(query_thm: Tensor, pool_nsm: Tensor, plan: LatentPlan, scale: flo
 def write_latents_cpu(pool_nsm: Tensor, latent_tm: Tensor, slot_t: Tensor) -> None:
     """As :func:`ms4_kernels.latent_attention.write_latents`."""
     flat_xm = pool_nsm.view(-1, pool_nsm.shape[-1])
-    if pool_nsm.dtype == torch.float8_e4m3fn:  # conversion alone makes NaN of what is too large
+    if pool_nsm.dtype == torch.float8_e4m3fn:  # not every release of torch clips what is too large
         latent_tm, flat_xm = latent_tm.clamp(-MAX_FP8, MAX_FP8).to(pool_nsm.dtype).view(torch.uint8), flat_xm.view(torch.uint8)
     real_t = slot_t >= 0
     flat_xm[slot_t[real_t]] = latent_tm[real_t].to(flat_xm.dtype)

@@ -42,7 +42,7 @@ class AttendTile:
 
 
 def attend_tile(heads: int, dtype: torch.dtype) -> AttendTile:
-    """The tile for so many heads and queries of this type. Exact fp32 products do not use the tensor cores, and hold operands in registers."""
+    """The tile for so many heads and this type of queries. Exact fp32 products use no tensor cores, and hold operands in registers."""
     if dtype == torch.float32:
         return AttendTile(16, 8, 1)
     return AttendTile(64, 4 if heads <= 32 else 8, 2)

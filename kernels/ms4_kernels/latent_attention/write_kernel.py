@@ -5,7 +5,7 @@ Exercise it: ``pytest tests/kernels/ms4_kernels/latent_attention/test_write_kern
 Shape suffixes: m latent and rotary key.
 """
 
-# ruff: noqa: ANN001, ANN201, ANN202 - what a kernel is given has types of Triton's own
+# ruff: noqa: ANN001, ANN201 - what a kernel is given has types of Triton's own
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write_kernel(pool_ptr, latent_ptr, slot_ptr, latent_stride_t, WIDTH: tl.cons
 def fp32_to_e4m3(value):
     """The E4M3 code of each number, to nearest, ties to even, clipped at 448; NaN stays NaN.
 
-    Normal ones: what the lower 20 bits of the significand lack to the next multiple is added, and the exponent's bias changes from 127 to 7.
+    Normal ones: half a unit of the 20 bits that go is added, less one bit for ties to even, and the exponent's bias changes from 127 to 7.
     Below 2^-6: adding 2^14, whose last place is 2^-9, leaves the multiple of 2^-9 in the lowest bits.
     """
     bits = value.to(tl.uint32, bitcast=True)

@@ -13,10 +13,12 @@
 #else
 #define TILE_T 2
 #endif
+#define NEAR_FLOATS 4096
 #define WIDENS_FROM 16 /* rows of x from which bf16 weights are widened once, not for each tile */
 
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+typedef uint16_t wide_bytes __attribute__((vector_size(2 * LANES)));
 typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
 
 /* Row j of x starts at data + (index ? index[j] : j) * stride. */
@@ -35,11 +37,10 @@ INLINE vec load_half(const uint16_t *from) { return (vec)(__builtin_convertvecto
 
 INLINE vec load_weight(const void *w, ptrdiff_t at, int half) { return half ? load_half((const uint16_t *)w + at) : load((const float *)w + at); }
 
-INLINE vec load_weight_part(const void *w, ptrdiff_t at, int half, int count) {
-    if (!half) return load_part((const float *)w + at, count);
-    vec out = {0};
-    for (int i = 0; i < count; i++) out[i] = from_bf16(((const uint16_t *)w)[at + i]);
-    return out;
+/* `count` numbers, in fp32, and zeros up to a whole vector. */
+static void copy_part(const void *w, ptrdiff_t at, int half, int count, float *to) {
+    memset(to, 0, 4 * LANES);
+    for (int i = 0; i < count; i++) to[i] = half ? from_bf16(((const uint16_t *)w)[at + i]) : ((const float *)w)[at + i];
 }
 
 #if HAS_SQUARES
@@ -84,27 +85,37 @@ INLINE float fold_one(vec sum) {
     return sum[0];
 }
 
+/* One vector of each row more. Everything is unrolled: a sum that is indexed by a variable would live in memory. */
+INLINE void add_products(int outputs, int rows, int half, const void *w, ptrdiff_t first, ptrdiff_t stride, const float *const *x, ptrdiff_t at,
+                         vec *sum) {
+    vec right[TILE_T];
+#pragma GCC unroll 4
+    for (int t = 0; t < rows; t++) right[t] = load(x[t] + at);
+#pragma GCC unroll 16
+    for (int o = 0; o < outputs; o++) {
+        vec left = load_weight(w, first + o * stride + at, half);
+#pragma GCC unroll 4
+        for (int t = 0; t < rows; t++) sum[t * outputs + o] += left * right[t];
+    }
+}
+
 /* LANES dot products: result lane t * outputs + o. */
 INLINE vec dot_tile(int outputs, int rows, int half, int depth, const void *w, ptrdiff_t first, const float *const *x) {
-    vec sum[LANES], right[TILE_T];
+    vec sum[LANES];
 #pragma GCC unroll 16
     for (int r = 0; r < LANES; r++) sum[r] = (vec){0};
-    int i = 0;
-    for (; i + LANES <= depth; i += LANES) {
-#pragma GCC unroll 4
-        for (int t = 0; t < rows; t++) right[t] = load(x[t] + i);
-#pragma GCC unroll 16
-        for (int o = 0; o < outputs; o++) {
-            vec left = load_weight(w, first + (ptrdiff_t)o * depth + i, half);
-#pragma GCC unroll 4
-            for (int t = 0; t < rows; t++) sum[t * outputs + o] += left * right[t];
+    ptrdiff_t i = 0;
+    for (; i + LANES <= depth; i += LANES) add_products(outputs, rows, half, w, first, depth, x, i, sum);
+    if (i < depth) {
+        float w_part[LANES * LANES], x_part[TILE_T * LANES];
+        const float *x_parts[TILE_T];
+        for (int o = 0; o < outputs; o++) copy_part(w, first + o * (ptrdiff_t)depth + i, half, depth - (int)i, w_part + o * LANES);
+        for (int t = 0; t < rows; t++) {
+            copy_part(x[t], i, 0, depth - (int)i, x_part + t * LANES);
+            x_parts[t] = x_part + t * LANES;
         }
+        add_products(outputs, rows, 0, w_part, 0, LANES, x_parts, 0, sum);
     }
-    if (i < depth)
-        for (int t = 0; t < rows; t++)
-            for (int o = 0; o < outputs; o++)
-                sum[t * outputs + o] +=
-                    load_weight_part(w, first + (ptrdiff_t)o * depth + i, half, depth - i) * load_part(x[t] + i, depth - i);
     return fold(sum);
 }
 
@@ -112,7 +123,12 @@ static float dot_one(int half, int depth, const void *w, ptrdiff_t first, const 
     vec sum = {0};
     int i = 0;
     for (; i + LANES <= depth; i += LANES) sum += load_weight(w, first + i, half) * load(x + i);
-    if (i < depth) sum += load_weight_part(w, first + i, half, depth - i) * load_part(x + i, depth - i);
+    if (i < depth) {
+        float w_part[LANES], x_part[LANES];
+        copy_part(w, first + i, half, depth - i, w_part);
+        copy_part(x, i, 0, depth - i, x_part);
+        sum += load(w_part) * load(x_part);
+    }
     return fold_one(sum);
 }
 
@@ -139,7 +155,7 @@ INLINE void dot_strip(int outputs, int rows, int real, int half, int count, int 
         }
 }
 
-INLINE void dot_strips(int half, int count, int depth, const void *w, Input x, int t, float *y, ptrdiff_t y_stride, int adds) {
+INLINE void dot_rows(int half, int count, int depth, const void *w, Input x, int t, float *y, ptrdiff_t y_stride, int adds) {
     for (; t >= TILE_T; t -= TILE_T, x = input_from(x, TILE_T), y += TILE_T * y_stride)
         dot_strip(LANES / TILE_T, TILE_T, TILE_T, half, count, depth, w, x, y, y_stride, adds);
     if (t == 3) dot_strip(LANES / TILE_T, TILE_T, 3, half, count, depth, w, x, y, y_stride, adds);
@@ -147,12 +163,23 @@ INLINE void dot_strips(int half, int count, int depth, const void *w, Input x, i
     else if (t == 1) dot_strip(LANES, 1, 1, half, count, depth, w, x, y, y_stride, adds);
 }
 
+/* Many rows meet so few outputs at a time that these stay in the nearest cache. */
+INLINE void dot_strips(int half, int count, int depth, const void *w, Input x, int t, float *y, ptrdiff_t y_stride, int adds) {
+    int most = NEAR_FLOATS / depth / LANES * LANES, piece = t <= TILE_T ? count : most < LANES ? LANES : most;
+    for (int o = 0; o < count; o += piece) {
+        const void *from = half ? (const void *)((const uint16_t *)w + (ptrdiff_t)o * depth) : (const void *)((const float *)w + (ptrdiff_t)o * depth);
+        dot_rows(half, count - o < piece ? count - o : piece, depth, from, x, t, y + o, y_stride, adds);
+    }
+}
+
 static void dot_fp32(int count, int depth, const float *w, Input x, int t, float *y, ptrdiff_t y_stride, int adds) {
-    dot_strips(0, count, depth, w, x, t, y, y_stride, adds);
+    if (adds) dot_strips(0, count, depth, w, x, t, y, y_stride, 1);
+    else dot_strips(0, count, depth, w, x, t, y, y_stride, 0);
 }
 
 static void dot_bf16(int count, int depth, const uint16_t *w, Input x, int t, float *y, ptrdiff_t y_stride, int adds) {
-    dot_strips(1, count, depth, w, x, t, y, y_stride, adds);
+    if (adds) dot_strips(1, count, depth, w, x, t, y, y_stride, 1);
+    else dot_strips(1, count, depth, w, x, t, y, y_stride, 0);
 }
 
 #endif

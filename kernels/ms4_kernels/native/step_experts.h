@@ -6,23 +6,30 @@
 
 #define SHARED -1
 
+/* The first of the largest scores, of which there are whole vectors. */
+static int first_largest(const float *score, int count) {
+    vec best = load(score);
+    for (int i = LANES; i < count; i += LANES) best = choose(load(score + i) > best, load(score + i), best);
+    float largest = best[0];
+    for (int lane = 1; lane < LANES; lane++) largest = best[lane] > largest ? best[lane] : largest;
+    int at = 0;
+    while (score[at] != largest) at++;
+    return at;
+}
+
 /* The k largest logits, the lower id on a tie; a NaN counts as largest. Weights as ms4_kernels.routing defines them. */
-static void choose_experts(const Network *net, float *logits, float *weights, int32_t *ids) {
-    int e = net->experts, k = net->top_k;
+static void choose_experts(const Network *net, const float *logits, float *score, float *weights, int32_t *ids) {
+    int e = net->experts, k = net->top_k, padded_e = parts_of(e, LANES) * LANES;
     float total = 0.0f, largest = logits[0];
+    for (int i = 0; i < e; i++) score[i] = logits[i] != logits[i] ? INFINITY : logits[i] > -FLT_MAX ? logits[i] : -FLT_MAX;
+    for (int i = e; i < padded_e; i++) score[i] = -INFINITY; /* as are those that were chosen */
     if (!net->renormalise) {
         for (int i = 1; i < e; i++) largest = logits[i] > largest ? logits[i] : largest;
         for (int i = 0; i < e; i++) total += exponential((vec){0} + (logits[i] - largest))[0];
     }
     for (int slot = 0; slot < k; slot++) {
-        int best = -1;
-        for (int i = 0; i < e; i++) {
-            int taken = 0;
-            for (int earlier = 0; earlier < slot; earlier++) taken |= ids[earlier] == i;
-            if (taken) continue;
-            if (best < 0 || logits[i] > logits[best] || (logits[i] != logits[i] && logits[best] == logits[best])) best = i;
-        }
-        ids[slot] = best;
+        int best = ids[slot] = first_largest(score, padded_e);
+        score[best] = -INFINITY;
         if (net->renormalise && slot == 0) largest = logits[best];
         weights[slot] = exponential((vec){0} + (logits[best] - largest))[0];
         if (net->renormalise) total += weights[slot];
@@ -99,10 +106,10 @@ static void router_and_shared(const Network *net, const Layer *layer, const Toke
     }
 }
 
-static void route_rows(const Network *net, const Tokens *tokens, Work *work) {
+static void route_rows(const Network *net, const Tokens *tokens, Work *work, Local *local) {
 #pragma omp for schedule(static)
     for (int t = 0; t < tokens->count; t++)
-        choose_experts(net, work->logits + (ptrdiff_t)t * net->experts, work->weights + (ptrdiff_t)t * net->top_k,
+        choose_experts(net, work->logits + (ptrdiff_t)t * net->experts, local->score, work->weights + (ptrdiff_t)t * net->top_k,
                        work->ids + (ptrdiff_t)t * net->top_k);
 #pragma omp single
     {

@@ -149,7 +149,7 @@ static void experts_of_layer(const Network *net, const Step *step, const Layer *
 #pragma omp for schedule(static)
     for (int t = 0; t < rows; t++) norm_row(&layer->post_norm, net->norm_eps, hidden + (ptrdiff_t)t * d, work->normed + (ptrdiff_t)t * d);
     router_and_shared(net, layer, tokens, work, local);
-    route_rows(net, tokens, work);
+    route_rows(net, tokens, work, local);
     expert_activations(net, layer, work, local);
     expert_outputs(net, layer, tokens, work, local);
 #pragma omp for schedule(static)

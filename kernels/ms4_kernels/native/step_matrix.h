@@ -14,6 +14,7 @@ typedef struct {
     float *low;     /* BLOCK_T rows between the two factors of an adapter */
     float *gate, *up;                      /* a tile of SwiGLU, or the queries of one head */
     float *scores, *mixed, *latents;       /* attention */
+    float *score;                          /* of each expert, for one row */
 } Local;
 
 INLINE vec from_small_float(ivec magnitude, int bits, int bias, float least) {
@@ -30,7 +31,8 @@ INLINE vec from_e4m3_lanes(ivec code) {
 
 INLINE vec from_e2m1_lanes(ivec code) { return (vec)((ivec)from_small_float(code & 7, 1, 126, 1.0f) | (code & 8) << 28); }
 
-INLINE ivec load_bytes(const uint8_t *from) { return __builtin_convertvector(*(const bytes *)from, ivec); }
+/* In two steps, because compilers take the one from bytes to words apart. */
+INLINE ivec load_bytes(const uint8_t *from) { return (ivec)__builtin_convertvector(__builtin_convertvector(*(const bytes *)from, wide_bytes), uvec); }
 
 static void widen_fp8_row(const uint8_t *codes, float scale, int count, float *out) {
     int i = 0;
@@ -55,12 +57,13 @@ INLINE void widen_nvfp4_block(const uint8_t *codes, float scale, float *out) {
 }
 
 static void widen_nvfp4_row(const uint8_t *codes, const uint8_t *block_scale, float divisor, int blocks, float *out) {
-    int block = 0;
-    for (; block + LANES <= blocks; block += LANES) {
-        vec scale = from_e4m3_lanes(load_bytes(block_scale + block)) / divisor;
-        for (int lane = 0; lane < LANES; lane++) widen_nvfp4_block(codes + 8 * (block + lane), scale[lane], out + 16 * (block + lane));
+    for (int block = 0; block < blocks; block += LANES) {
+        uint8_t some[LANES] = {0};
+        int count = blocks - block < LANES ? blocks - block : LANES;
+        memcpy(some, block_scale + block, (size_t)count);
+        vec scale = from_e4m3_lanes(load_bytes(some)) / divisor;
+        for (int lane = 0; lane < count; lane++) widen_nvfp4_block(codes + 8 * (block + lane), scale[lane], out + 16 * (block + lane));
     }
-    for (; block < blocks; block++) widen_nvfp4_block(codes + 8 * block, from_e4m3(block_scale[block]) / divisor, out + 16 * block);
 }
 
 static void widen_rows(const Matrix *w, int64_t expert, int first, int count, float *out) {

@@ -2,6 +2,7 @@
 #ifndef MS4_STEP_WORK_H
 #define MS4_STEP_WORK_H
 
+#include <float.h>
 #include <math.h>
 
 #include "step_matrix.h"
@@ -81,6 +82,7 @@ static void carve_local(Carver *from, const Network *net, Local *local) {
     CARVE(local->scores, QUERIES_Q * SCORE_STRIDE);
     CARVE(local->mixed, QUERIES_Q * (int64_t)net->latent);
     CARVE(local->latents, CHUNK_S * (int64_t)cached);
+    CARVE(local->score, parts_of(net->experts, LANES) * LANES);
     *from = carver;
 }
 

@@ -14,9 +14,7 @@ from ms4_kernels.specimen import Specimen
 
 __all__ = ["OPERATIONS", "all_specimens"]
 
-OPERATIONS = tuple(
-    f"ms4_kernels.{room}.specimens" for room in ("moe.triton", "routing", "cross_entropy", "latent_attention", "invariant")
-)
+OPERATIONS = tuple(f"ms4_kernels.{room}.specimens" for room in ("moe.triton", "routing", "cross_entropy", "latent_attention", "invariant"))
 """Modules with a function ``specimens() -> list[Specimen]``."""
 
 

@@ -89,7 +89,10 @@ class CStep(ctypes.Structure):
 
     _fields_ = [
         *((name, _INT) for name in ("rows", "sequences", "wanted", "threads")),
-        *((name, _POINTER) for name in ("embedding", "lengths", "starts", "table_first", "tables", "adapters", "wanted_rows", "out", "arena")),
+        *(
+            (name, _POINTER)
+            for name in ("embedding", "lengths", "starts", "table_first", "tables", "adapters", "wanted_rows", "out", "arena")
+        ),
     ]
 
 

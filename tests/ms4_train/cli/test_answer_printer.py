@@ -44,5 +44,15 @@ def test_a_model_cannot_steer_the_terminal() -> None:
 
 def test_control_tokens_are_spelled_and_unfinished_characters_shown() -> None:
     tokenizer = tiny_tokenizer()
-    ids = [tokenizer.ids.tool_calls, *tokenizer.encode_text("add"), tokenizer.encode_text("世")[0]]
-    assert print_ids(ids, terminal=False) == "[TOOL_CALLS]add\ufffd\n"
+    ids = [tokenizer.ids.begin_inst, *tokenizer.encode_text("add"), tokenizer.encode_text("世")[0]]
+    assert print_ids(ids, terminal=False) == "[INST]add\ufffd\n"
+
+
+def test_calls_stand_on_lines_of_their_own_on_a_terminal_and_between_tags_elsewhere() -> None:
+    tokenizer = tiny_tokenizer()
+    call = [tokenizer.ids.tool_calls, *tokenizer.encode_text("add"), tokenizer.ids.args, *tokenizer.encode_text("{}")]
+    assert print_ids([*call, *call], terminal=False) == "[TOOL_CALLS]add[ARGS]{}[TOOL_CALLS]add[ARGS]{}\n"
+    assert print_ids([*call, *call], terminal=True) == "\n-> add {}\n-> add {}\n"
+    thinking, _, shown = print_ids([tokenizer.think_id, *tokenizer.encode_text("hm"), *call], terminal=True).partition("\n-> ")
+    assert "\x1b[2m" in thinking
+    assert "\x1b[2m" not in shown, "a call ends a thought"

@@ -1,4 +1,4 @@
-"""``ms4 generate`` and ``ms4 chat`` on a tiny model folder, against the engine called directly."""
+"""``ms4 generate`` on a tiny model folder, against the engine called directly."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from rich.console import Console
+from support import layouts
+from support.images import encoded, picture
 from support.models import tiny_config, tiny_model
 from support.tokenizers import TINY_RANKS, tiny_tokenizer, tokenizer_file
 from typer.testing import CliRunner, Result
 
 from ms4_train.chat import Answer
 from ms4_train.cli.answer_printer import AnswerPrinter
-from ms4_train.cli.generate import app
+from ms4_train.cli.main import app
 from ms4_train.errors import MS4Error
 from ms4_train.inference import Engine, SamplingParams, chat_request, completion_answer
 
@@ -171,16 +174,70 @@ def test_a_missing_model_and_a_prompt_without_room_are_typed_errors(folder: Path
     assert "the model's limit is 512" in str(run("generate", folder, "word " * 400).exception)
 
 
-def test_chat_answers_each_line_until_quit_or_the_end_of_input(folder: Path) -> None:
-    result = run("chat", folder, "--max-tokens", 6, text="hi\n/mode high\n/quit\nnot read\n")
+def records(*arguments: object) -> list[dict[str, Any]]:
+    result = run("generate", *arguments, "--json")
     assert result.exit_code == 0, result.output
-    assert result.stderr.count("prompt tokens") == 1
-    assert "mode high" in result.stderr
-    assert run("chat", folder, "--max-tokens", 6, text="hi\n").exit_code == 0
+    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("command", ["generate", "chat"])
-def test_help_shows_examples(command: str) -> None:
-    result = run(command, "--help")
+def test_several_answers_differ_and_the_first_is_the_one_of_a_single_request(folder: Path) -> None:
+    arguments = (folder, QUESTION, "--max-tokens", 12, "--temperature", 1, "--seed", 3)
+    several = records(*arguments, "--n", 3)
+    assert [record["index"] for record in several] == [0, 1, 2]
+    assert len({record["thinking"] + record["content"] for record in several}) > 1
+    (single,) = records(*arguments)
+    assert several[0] | {"seconds": 0} == single | {"seconds": 0}
+    printed = run("generate", *arguments, "--n", 2).stdout
+    assert "answer 1" in printed
+    assert "answer 2" in printed
+
+
+def test_an_answer_follows_a_schema(folder: Path, tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": ["x", "yz"]}, "b": {"type": "boolean"}}, "required": ["a", "b"]}
+    schema["additionalProperties"] = False
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    (record,) = records(folder, QUESTION, "--json-schema", tmp_path / "schema.json", "--temperature", 1, "--max-tokens", 200)
+    assert record["finish_reason"] == "stop"
+    jsonschema.validate(json.loads(record["content"]), schema)
+    (tmp_path / "schema.json").write_text("{")
+    assert "schema.json" in str(run("generate", folder, QUESTION, "--json-schema", tmp_path / "schema.json").exception)
+
+
+def test_a_thought_is_closed_by_its_budget(folder: Path, tmp_path: Path) -> None:
+    """The head of this model is fitted to open a thought first and to go on with it for ever."""
+    from ms4_train.weights import save_model
+
+    model, tokenizer = small_model(), tiny_tokenizer()
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.model.norm.weight.zero_()  # all logits alike: the lowest token id, <unk>, again and again
+    save_model(model.state_dict(), tmp_path / "model", config=model.config, tokenizer_file=tokenizer_file(TINY_RANKS))
+    (record,) = records(tmp_path / "model", QUESTION, "--mode", "high", "--temperature", 1, "--max-tokens", 400, "--thinking-budget", 5)
+    assert record["thinking_state"] in ("none", "closed", "forced")
+    assert record["thinking_tokens"] <= 5 * (tokenizer.vocab_size > 0)
+
+
+def test_images_are_shown_to_the_model(tmp_path: Path) -> None:
+    layouts.hf_folder(tmp_path / "seeing", dtype=torch.float32, tokenizer=True)
+    files = []
+    for number, seed in enumerate((1, 2)):
+        files.append(tmp_path / f"{number}.png")
+        files[-1].write_bytes(encoded(picture(56, 28, seed=seed)))
+    plain, first, second, both = (
+        records(tmp_path / "seeing", QUESTION, "--max-tokens", 12, *[word for file in shown for word in ("--image", file)])[0]
+        for shown in ((), files[:1], files[1:], files)
+    )
+    assert first["prompt_tokens"] == second["prompt_tokens"] == plain["prompt_tokens"] + 3  # two image tokens and an end
+    assert both["prompt_tokens"] == plain["prompt_tokens"] + 6
+    assert len({record["content"] + record["thinking"] for record in (plain, first, second, both)}) > 1
+
+
+def test_a_model_without_eyes_is_shown_nothing(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(picture(28, 28)))
+    assert isinstance(run("generate", folder, QUESTION, "--image", tmp_path / "a.png").exception, MS4Error)
+
+
+def test_help_shows_examples() -> None:
+    result = run("generate", "--help")
     assert result.exit_code == 0
-    assert f"ms4 {command}" in result.output
+    assert "ms4 generate" in result.output

@@ -10,7 +10,7 @@ import pytest
 from support.every_layout import NAMES, QUANTISED, Written, write_layout
 from typer.testing import CliRunner, Result
 
-from ms4_train.cli.generate import app
+from ms4_train.cli.main import app
 from ms4_train.errors import TokenizerError
 
 QUESTION = "7*3+8 mod 10 ="

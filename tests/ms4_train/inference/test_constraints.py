@@ -171,7 +171,10 @@ def test_a_grammar_that_fails_on_the_way_fails_its_own_answer() -> None:
     with pytest.raises(EngineError, match="Too many items"):
         go_on()
     assert not form.is_done
-    assert not form.allowed()[IDS.eos], "an answer that failed must not look finished"
+    assert form.allowed().sum() == V - 1, "an answer that failed must not look finished, yet the sampler needs a token"
+    assert not form.allowed()[IDS.eos]
+    with pytest.raises(EngineError, match="Too many items"):
+        form.accept(5)
     accept(compiled("regex", "ab"), "ab")
 
 

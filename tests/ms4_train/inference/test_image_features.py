@@ -67,3 +67,10 @@ def test_digests_are_of_pixels_type_and_shape() -> None:
     }
     assert len(digests) == 4
     assert image_digests(batch(2, 1))[1] == image_digests(one)[0]
+
+
+def test_apart_every_image_is_a_pass_of_its_own() -> None:
+    tower = Tower()
+    cache = ImageFeatureCache(tower, merge=2, apart=True)
+    assert features(cache, batch(3, 2, 3)) == [3, 2, 3]
+    assert tower.seen == [1, 1]

@@ -272,3 +272,14 @@ def test_a_rank_without_pieces_takes_part_in_every_exchange():
     for name in ids:
         assert relative_error(actual[name], expected[name]) < EXACT
     assert calls[2:6] == [30, 30, 5, 5]  # mixed pieces go in one pass
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "records"), [("auto", "bfloat16", True), ("cpu", "float32", False), ("auto", "float64", False)]
+)
+def test_steps_that_read_values_on_the_host_are_not_recorded(backend, dtype, records):
+    model = tiny_model(CONFIG).to(getattr(torch, dtype))
+    for layer in model.model.layers:
+        layer.mlp.experts.backend = backend
+    runner = ModuleRunner(model, paged_cache(model), recorder=lambda compute: compute)
+    assert (runner._graphs is not None) == records

@@ -11,7 +11,7 @@ from ms4_train.serving.fields import UNUSED, SharedFields
 
 
 def test_every_unused_field_is_accepted() -> None:
-    values: dict[str, Any] = {name: "x" for name in UNUSED}
+    values: dict[str, Any] = dict.fromkeys(UNUSED, "x")
     values |= {"metadata": {"a": "b"}, "store": True, "service_tier": "auto", "prediction": {"type": "content", "content": "x"}}
     assert SharedFields(model="m", **values).user == "x"
 

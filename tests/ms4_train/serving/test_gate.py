@@ -46,7 +46,9 @@ def test_health_is_open_and_metrics_if_wanted() -> None:
     assert status("/metrics", KEY, api_keys=("k",), metrics_need_key=True) == 200
 
 
-@pytest.mark.parametrize(("host", "expected"), [("localhost:8000", 200), ("LocalHost", 200), ("[::1]:80", 200), ("evil.example", 403), ("", 403)])
+@pytest.mark.parametrize(
+    ("host", "expected"), [("localhost:8000", 200), ("LocalHost", 200), ("[::1]:80", 200), ("evil.example", 403), ("", 403)]
+)
 def test_a_web_page_with_a_name_of_its_own_is_refused(host: str, expected: int) -> None:
     assert status("/v1/models", {"host": host}, allowed_hosts=("localhost", "::1")) == expected
 

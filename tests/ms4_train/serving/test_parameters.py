@@ -73,6 +73,7 @@ def test_small_translations() -> None:
         (chat(max_tokens=3, max_completion_tokens=4), "max_completion_tokens"),
         (completion(best_of=2), "best_of"),
         (completion(echo=True, stream=True), "echo"),
+        (chat(structured_outputs={}), "structured_outputs"),
     ],
 )
 def test_fields_that_do_not_go_together(fields: ChatRequest | CompletionRequest, param: str) -> None:
@@ -136,9 +137,8 @@ def test_the_form_waits_for_a_thought_in_mode_high_only() -> None:
     [
         ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_choice"),
         ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "structured_outputs.regex"),
-        ({"structured_outputs": {}}, "structured_outputs"),
     ],
     ids=str,
 )
-def test_two_forms_or_none(fields: dict[str, Any], param: str) -> None:
+def test_two_forms(fields: dict[str, Any], param: str) -> None:
     assert refused(wanted_form, chat(**fields), may_think=False).param == param

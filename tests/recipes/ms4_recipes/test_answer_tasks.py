@@ -10,8 +10,8 @@ from support.sft_files import metrics, sft_run, write_files
 
 from ms4_evals.clients.engine import EngineClient
 from ms4_recipes import sft
+from ms4_train.adapters.attach import adapter_names
 from ms4_train.errors import ConfigError
-from ms4_train.inference.adapters import AdapterRegistry
 from ms4_train.inference.network_weights import network_weights
 
 ADAPTER = {"r": 4, "lora_alpha": 8, "target_modules": ["q_b_proj", "kv_b_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]}
@@ -32,13 +32,11 @@ def test_training_goes_as_without_it_and_scores_are_logged(folder, adapter) -> N
     name = "lora" if adapter else "full"
     sft.run(sft_run(folder, f"{name}-with", adapter=adapter, evaluation=EVALUATION))
     sft.run(sft_run(folder, f"{name}-without", adapter=adapter))
-    seen, plain = metrics(folder / f"{name}-with"), metrics(folder / f"{name}-without")
-    losses = [row["loss"] for row in seen if "loss" in row]
-    assert losses
-    assert losses == [row["loss"] for row in plain if "loss" in row], "generation has changed what is trained"
-    scored = [row for row in seen if "eval/arithmetic_digits/high/score" in row]
-    assert [row["step"] for row in scored] == [3, 6]
-    assert all("eval/arithmetic_digits/none/thinking_chars" in row or "eval/arithmetic_digits/none/total_chars" in row for row in scored)
+    losses = metrics(folder, f"{name}-with")
+    assert len(losses) > 1
+    assert losses == metrics(folder, f"{name}-without"), "generation has changed what is trained"
+    for key in ("high/score", "none/score", "high/total_chars"):
+        assert list(metrics(folder, f"{name}-with", key=f"eval/arithmetic_digits_6/{key}")) == [3, 6]
     with sqlite3.connect(folder / f"{name}-with" / "results.sqlite") as store:
         assert store.execute("select count(*) from samples").fetchone()[0] == 2 * 2 * 4
 
@@ -51,7 +49,7 @@ def test_the_engine_runs_the_very_weights_that_are_trained(folder, monkeypatch) 
     def answer(self, *arguments) -> None:
         model = self._model
         held = {parameter.data_ptr() for parameter in model.parameters()}
-        for layer in network_weights(model, AdapterRegistry(model)).layers:
+        for layer in network_weights(model, adapter_names(model)).layers:
             for projection in (layer.q_a, layer.q_b, layer.kv_a, layer.kv_b, layer.o, layer.shared_gate, layer.shared_down):
                 tensors = [projection.weight] + [part for pairs in projection.adapters.values() for pair in pairs for part in pair[:2]]
                 assert all(isinstance(tensor, torch.Tensor) and tensor.data_ptr() in held for tensor in tensors)
@@ -62,7 +60,7 @@ def test_the_engine_runs_the_very_weights_that_are_trained(folder, monkeypatch) 
 
     monkeypatch.setattr(EngineClient, "answer", answer)
     sft.run(sft_run(folder, "shared", adapter=ADAPTER, evaluation=EVALUATION))
-    assert max(seen) == 3, "no adapter was seen"
+    assert max(seen) >= 3, "no adapter was seen"
 
 
 def test_several_ranks_are_refused_with_the_key(folder) -> None:

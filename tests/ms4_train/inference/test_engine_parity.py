@@ -1,11 +1,11 @@
 """The engine against transformers: greedy tokens identical in fp32, logprobs within 1e-4 (issue 6, acceptance 1).
 
-Four tiny models: 16 and 128 experts of text, 16 and 128 with images. Prompts of 1 to 3,000 tokens; the Llama-4 factor and YaRN's frequencies
-change at 256 positions there, so most prompts lie beyond, some cross while they are answered. Each prompt is answered alone, and again in a
-mixed batch with prefix hits and so few cache blocks that running answers are preempted.
+Four tiny models: 16 and 128 experts of text, 16 and 128 with images. Prompts of 1 to 3,000 tokens; the Llama-4 factor and YaRN's
+frequencies change at 256 positions there, so many prompts lie beyond, some cross while they are answered. Each prompt is answered alone,
+again in a mixed batch with prefix hits, and the short ones once more with so few cache blocks that running answers are preempted.
 
-The oracle computes prompt and answer in one pass: that its most likely token is ours at every place means, by induction, that its own greedy
-answer is ours. For some prompts its own ``generate`` is run besides.
+The oracle computes prompt and answer in one pass: that its most likely token is ours at every place means, by induction, that its own
+greedy answer is ours. For some prompts its own ``generate`` is run besides.
 """
 
 from __future__ import annotations
