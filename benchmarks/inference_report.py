@@ -58,11 +58,11 @@ class ResultFile:
 
 
 def summary(result: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Of each contestant: medians, and its time over ours (median, least and most over rounds, whose runs are neighbours in time)."""
+    """Of each contestant: medians, and its time over ours (median, least and most over rounds, which are neighbours in time)."""
     ours = result["contestants"].get(OURS)
     found = {}
     for name, runs in result["contestants"].items():
-        rates = [new / wall for new, wall in zip(result["new_tokens"], runs["wall"], strict=True)]
+        rates = [new / wall for new, wall in zip(result["new_tokens"], runs["wall"], strict=False)]
         row = {
             "wall_seconds": statistics.median(runs["wall"]),
             "cpu_seconds": statistics.median(runs["cpu"]),
@@ -70,7 +70,7 @@ def summary(result: dict[str, Any]) -> dict[str, dict[str, float]]:
             "peak_mib": max(runs["peak_mib"]),
         }
         for clock in ("wall", "cpu"):
-            ratios = [theirs / own for theirs, own in zip(runs[clock], ours[clock], strict=True)] if ours else []
+            ratios = [theirs / own for theirs, own in zip(runs[clock], ours[clock], strict=False)] if ours else []
             if ratios:
                 row |= {
                     f"{clock}_times_ours": statistics.median(ratios),
@@ -150,5 +150,6 @@ def _cells(name: str, row: dict[str, float], runs: dict[str, Any]) -> tuple[str,
     if name != OURS and "wall_times_ours" in row:
         span = f"{row['wall_times_ours']:.2f} ({row['wall_times_ours_min']:.2f} - {row['wall_times_ours_max']:.2f})"
         cpu = f"{row['cpu_times_ours']:.2f}"
+    same = f"{sum(runs['identical'])} of {sum(runs['answers'])}" if "identical" in runs else ""
     rate = f"{row['new_tokens_per_second']:.0f}"
-    return f"{row['wall_seconds']:.3f}", f"{row['cpu_seconds']:.3f}", rate, span, cpu, runs.get("identical", ""), f"{row['peak_mib']:.0f}"
+    return f"{row['wall_seconds']:.3f}", f"{row['cpu_seconds']:.3f}", rate, span, cpu, same, f"{row['peak_mib']:.0f}"

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ms4_train.adapters.attach import adapter_names, adapter_parameters, attach, refuse_second
-from ms4_train.adapters.names import DEFAULT_ADAPTER, as_only_adapter
+from ms4_train.adapters.names import DEFAULT_ADAPTER, STACKS_OF, as_only_adapter
 from ms4_train.adapters.peft_format import is_vision_name, to_peft
 from ms4_train.adapters.peft_settings import peft_settings
 from ms4_train.adapters.stored import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE, check_sum, open_adapter, read_adapter
@@ -138,9 +138,9 @@ def _fill(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor],
     """Copy every tensor into its parameter; of stacks the experts that the model holds."""
     for name, parameter in parameters.items():
         value = tensors[as_only_adapter(name)]
-        experts, found, _ = name.partition(".lora.")
+        owner, found, _ = name.partition(STACKS_OF)  # not ".lora.": an adapter may be called lora
         if found:
-            module = model.get_submodule(experts)
+            module = model.get_submodule(f"{owner}.mlp.experts")
             assert isinstance(module, Mistral4Experts)
             value = value[first_expert(module) :][: module.num_local_experts]
         parameter.copy_(value)

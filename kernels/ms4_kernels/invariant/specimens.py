@@ -39,7 +39,7 @@ def _products() -> Iterator[Specimen]:
                     | dict.fromkeys(strides, "i32:16"),
                     constants=constants | {"a_stride_k": 1, unit: 1},
                     is_gemm=kind == "bf16",
-                    representative=kind == "bf16" and not by_columns,
+                    representative=kind == "bf16" and not by_columns and inner == _HIDDEN,
                     block=(constants["BLOCK_M"], constants["BLOCK_N"]),
                     num_warps=options["num_warps"],
                     num_stages=options["num_stages"],

@@ -75,6 +75,7 @@ def attend_kernel(
     p_p = tl.arange(0, BLOCK_P)
     WIDTH: tl.constexpr = LATENT + ROTARY
     DTYPE: tl.constexpr = query_ptr.dtype.element_ty
+    IS_EXACT: tl.constexpr = query_ptr.dtype.element_ty == tl.float32
     query_rx = query_ptr + place_r[:, None] * WIDTH
     query_rc = tl.load(query_rx + c_c[None, :], mask=is_row_r[:, None] & (c_c < LATENT)[None, :], other=0.0)
     query_rp = tl.load(query_rx + LATENT + p_p[None, :], mask=is_row_r[:, None] & (p_p < ROTARY)[None, :], other=0.0)
@@ -96,7 +97,7 @@ def attend_kernel(
         shrink_r = tl.exp2(top_r - new_r)
         sum_r = sum_r * shrink_r + tl.sum(weight_sr, 0)
         mixed_cr *= shrink_r[None, :]
-        if tl.float32 == DTYPE:
+        if IS_EXACT:
             # With 64 rows or more in front, Triton 3.7 hands an exact fp32 product to Blackwell's tensor cores as TF32.
             mixed_cr = tl.trans(tl.dot(tl.trans(weight_sr), latent_sc, tl.trans(mixed_cr), input_precision=PRECISION))
         else:

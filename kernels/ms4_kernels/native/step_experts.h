@@ -150,7 +150,13 @@ static void combine_row(const Network *net, const Work *work, int t, float *hidd
     int d = net->hidden, k = net->top_k;
     const float *shared = work->shared_out + (ptrdiff_t)t * d, *weight = work->weights + (ptrdiff_t)t * k;
     const int32_t *place = work->place + (ptrdiff_t)t * k;
-    for (int i = 0; i < d; i++) {
+    int i = 0;
+    for (; i + LANES <= d; i += LANES) {
+        vec sum = {0};
+        for (int slot = 0; slot < k; slot++) sum += weight[slot] * load(work->rows_out + (ptrdiff_t)place[slot] * d + i);
+        store(hidden + i, load(hidden + i) + (sum + load(shared + i)));
+    }
+    for (; i < d; i++) {
         float sum = 0.0f;
         for (int slot = 0; slot < k; slot++) sum += weight[slot] * work->rows_out[(ptrdiff_t)place[slot] * d + i];
         hidden[i] += sum + shared[i];

@@ -203,18 +203,25 @@ def test_an_answer_follows_a_schema(folder: Path, tmp_path: Path) -> None:
     assert "schema.json" in str(run("generate", folder, QUESTION, "--json-schema", tmp_path / "schema.json").exception)
 
 
-def test_a_thought_is_closed_by_its_budget(folder: Path, tmp_path: Path) -> None:
-    """The head of this model is fitted to open a thought first and to go on with it for ever."""
+def test_a_thought_is_closed_by_its_budget(tmp_path: Path) -> None:
+    """The head is fitted so that the model thinks first, as a trained one does."""
+    from ms4_train.model import SequenceLayout
     from ms4_train.weights import save_model
 
     model, tokenizer = small_model(), tiny_tokenizer()
+    prompt_ids = tokenizer.encode_chat(user(QUESTION), reasoning_effort="high")
+    answer_ids = [tokenizer.think_id, *tokenizer.encode_text("1+2"), tokenizer.end_think_id, *tokenizer.encode_text("3"), tokenizer.eos_id]
     with torch.no_grad():
-        model.lm_head.weight.zero_()
-        model.model.norm.weight.zero_()  # all logits alike: the lowest token id, <unk>, again and again
+        ids_t = torch.tensor([*prompt_ids, *answer_ids[:-1]])
+        hidden_td = model(ids_t, SequenceLayout.from_lengths([len(ids_t)]))[len(prompt_ids) - 1 :]
+        wanted_tv = torch.nn.functional.one_hot(torch.tensor(answer_ids), model.config.vocab_size).float()
+        model.lm_head.weight.copy_((torch.linalg.pinv(hidden_td) @ wanted_tv).t())
     save_model(model.state_dict(), tmp_path / "model", config=model.config, tokenizer_file=tokenizer_file(TINY_RANKS))
-    (record,) = records(tmp_path / "model", QUESTION, "--mode", "high", "--temperature", 1, "--max-tokens", 400, "--thinking-budget", 5)
-    assert record["thinking_state"] in ("none", "closed", "forced")
-    assert record["thinking_tokens"] <= 5 * (tokenizer.vocab_size > 0)
+    arguments = (tmp_path / "model", QUESTION, "--mode", "high", "--temperature", 0, "--max-tokens", 20)
+    (free,) = records(*arguments)
+    assert (free["thinking"], free["content"], free["thinking_state"]) == ("1+2", "3", "closed")
+    (bounded,) = records(*arguments, "--thinking-budget", 2)
+    assert (bounded["thinking"], bounded["thinking_state"]) == ("1+", "forced")
 
 
 def test_images_are_shown_to_the_model(tmp_path: Path) -> None:

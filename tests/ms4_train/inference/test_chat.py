@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from ms4_train.chat.types import ReasoningEffort
-from ms4_train.errors import MS4Error
-from ms4_train.inference import Engine, SamplingParams, chat_request, completion_answer
+from ms4_train.errors import EngineError, MS4Error
+from ms4_train.inference import Engine, GenerationRequest, SamplingParams, chat_request, completion_answer
+from ms4_train.inference.tool_choice import with_tool_choice
 from ms4_train.model import Mistral4ForCausalLM, SequenceLayout
 
 QUESTION = [{"role": "user", "content": "7*3+8-5*9 mod 10 ="}]
@@ -31,6 +32,26 @@ def test_the_modes_and_tools_make_different_prompts(tokenizer) -> None:
         for given in (None, tools)
     }
     assert len(prompts) == 4
+
+
+def test_a_tool_choice_and_the_rest_reach_the_request(tokenizer) -> None:
+    tools = [{"type": "function", "function": {"name": "add", "description": "adds", "parameters": {"type": "object", "properties": {}}}}]
+    named = {"type": "function", "function": {"name": "add"}}
+    plain = SamplingParams(max_tokens=5)
+
+    def request(**options: Any) -> GenerationRequest:
+        return chat_request(tokenizer, QUESTION, request_id="q", reasoning_effort="high", sampling=plain, tools=tools, **options)
+
+    free = request(adapter="maths", n=3, priority=-1)
+    assert (free.adapter, free.n, free.priority, free.sampling) == ("maths", 3, -1, plain)
+    for choice in ("required", "none", named):
+        found = request(tool_choice=choice, parallel_tool_calls=False)
+        assert found.prompt_ids == free.prompt_ids
+        expected = with_tool_choice(plain, tools, choice, ids=tokenizer.ids, may_think=True, parallel=False)
+        assert found.sampling == expected
+        assert found.sampling != plain
+    with pytest.raises(EngineError, match="not among the tools"):
+        request(tool_choice={"type": "function", "function": {"name": "mul"}})
 
 
 def test_malformed_messages_are_typed_errors(tokenizer) -> None:

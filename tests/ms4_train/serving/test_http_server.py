@@ -148,7 +148,6 @@ def stop_during_an_answer(server: Served, max_tokens: int, between: Callable[[],
 def test_the_first_signal_lets_answers_end() -> None:
     with served(tiny_engine(max_context=4096), drain_seconds=60) as server:
 
-
         def try_it() -> None:
             body = {"model": NAME, "messages": USER}
             assert httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).status_code == 503

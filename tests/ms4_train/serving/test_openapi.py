@@ -99,7 +99,7 @@ def test_control_a_fault_is_found(small: Served, monkeypatch: pytest.MonkeyPatch
     from ms4_train.serving import model_endpoints
 
     monkeypatch.setattr(model_endpoints, "model_card", lambda service, name: {"id": 1})
-    with pytest.raises(BaseException, match="schema|conform") as caught:
+    with pytest.raises(BaseException, match=r"schema|conform") as caught:
         fuzz(small, "/v1/models/{name}", POSITIVE, 5)
     assert not isinstance(caught.value, KeyboardInterrupt)
 

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from ms4_kernels.attention import PackedDocuments, packed_attention
 from ms4_kernels.invariant import batch_invariant
+from ms4_kernels.moe import experts
 from ms4_kernels.native.linear import linear, lora_linear, serves_lora
+from ms4_kernels.routing import sort_by_expert
 
 WEIGHT = torch.randn(256, 256, generator=torch.Generator().manual_seed(1)) / 16
 LOW = torch.randn(8, 256, generator=torch.Generator().manual_seed(2)) / 16
@@ -44,6 +46,24 @@ def test_operations_that_choose_by_rows_choose_one_way(name):
 def test_control_they_do_not_outside():
     x = torch.randn(100, 256)
     assert any(not torch.equal(OURS[name](x[:1]), OURS[name](x)[:1]) for name in ("linear", "low rank"))
+
+
+def test_triton_experts_take_one_tile():
+    interpreter = pytest.importorskip("support.triton_interpreter")
+    hidden_td, ids_tk, weights_tk = torch.randn(60, 32), torch.randint(0, 4, (60, 2)), torch.rand(60, 2)
+    gate_up_eid, down_edn = torch.randn(4, 48, 32) / 6, torch.randn(4, 32, 24) / 5
+    with interpreter.interpreted(), batch_invariant(), torch.inference_mode():
+        together = experts(hidden_td, gate_up_eid, down_edn, ids_tk, weights_tk)
+        for rows in (slice(0, 1), slice(50, 60)):
+            assert torch.equal(experts(hidden_td[rows], gate_up_eid, down_edn, ids_tk[rows], weights_tk[rows]), together[rows])
+
+
+def test_control_tiles_follow_the_rows_outside():
+    operands = pytest.importorskip("ms4_kernels.moe.triton.operands")
+    rows = [operands.Rows(sort_by_expert(torch.randint(0, 4, (tokens, 2)), 4), 2) for tokens in (1, 60)]
+    assert rows[0].per_expert != rows[1].per_expert
+    with batch_invariant():
+        assert rows[0].per_expert == rows[1].per_expert
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -32,8 +32,8 @@ def test_digits_do_not_depend_on_the_place(name, dtype):
 
 
 def test_control_torchs_own_do():
-    found = {name for name in NAMES for dtype in (torch.float32, torch.bfloat16) if differing(name, dtype, 5)}
-    assert found  # silu and sigmoid in fp32 and rsqrt in bf16, with AVX-512
+    # At least one of those that do with AVX-512.
+    assert differing("sigmoid", torch.float32, 5) or differing("rsqrt", torch.bfloat16, 5)
 
 
 def test_values_are_torchs():

@@ -21,7 +21,7 @@ TYPES = {
     "fp32-fp8": (torch.float32, FP8),
     "fp16-bf16": (torch.float16, torch.bfloat16),
 }
-BATCHES = {"decode": ([0, 30, 31, 32, 150], [1] * 5), "chunks": ([0, 60, 32], [3, 7, 1])}
+BATCHES = {"decode": ([0, 30, 31, 32, 150], [1] * 5), "chunks": ([0, 60], [2, 5])}
 SIZES = {"tiny": (3, 20, 4), "even": (8, 32, 16), "release": (32, 256, 64)}
 """Heads, latent, rotary."""
 

@@ -41,7 +41,7 @@ def test_exact_products_are_not_made_in_tf32():
 
 def test_control_as_half_precision_is_multiplied_it_would_be(monkeypatch, tmp_path):
     """If this fails, the compiler was mended, and the kernel's second form of the product can go."""
-    rebuilt = plant(monkeypatch, tmp_path, attend_kernel, "if DTYPE == tl.float32:", "if DTYPE == tl.float64:")
+    rebuilt = plant(monkeypatch, tmp_path, attend_kernel, "if IS_EXACT:", "if not IS_EXACT:")
     found = compile_specimen(dataclasses.replace(exact(), kernel=rebuilt.attend_kernel), "sm_100")
     assert not found.error
     assert found.counts.get("tcgen05")
