@@ -38,7 +38,7 @@ class GenerationRequest:
 
     request_id: str
     prompt_ids: tuple[int, ...]
-    sampling: SamplingParams = SamplingParams()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     images: ImageBatch | None = None
     n: int = 1
     adapter: str | None = None

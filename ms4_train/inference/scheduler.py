@@ -1,10 +1,10 @@
 """Which tokens the next step computes, and in which cache blocks they land.
 
-One rule: every sequence has computed tokens and wanted tokens (its prompt, and what was chosen since), and each step brings sequences closer
-to what they want within a budget of tokens. A whole prompt, a part of a long one, what a prefix hit left over, a single decoded token and
-the way back after a preemption are the same thing here: a piece of a sequence. Sequences start in the order of their priority, then of
-their coming; running ones always advance before a new one starts. Where blocks run out, the sequence that started last gives up its own
-and begins again later, from what the prefix cache has kept of it. Pure Python.
+One rule: every sequence has computed tokens and wanted tokens (its prompt, and what was chosen since), and each step brings sequences
+closer to what they want within a budget of tokens. A whole prompt, a part of a long one, what a prefix hit left over, a single decoded
+token and the way back after a preemption are the same thing here: a piece of a sequence. Sequences start in the order of their priority,
+then of their coming; running ones always advance before a new one starts. Where blocks run out, the sequence that started last gives up
+its own and begins again later, from what the prefix cache has kept of it. Pure Python.
 Exercise it: ``pytest tests/ms4_train/inference/test_scheduler.py``.
 """
 

@@ -13,8 +13,8 @@
 #else
 #define TILE_T 2
 #endif
-#define NEAR_FLOATS 4096
-#define WIDENS_FROM 16 /* rows of x from which bf16 weights are widened once, not for each tile */
+#define NEAR_FLOATS 4096 /* of weights that many rows meet: a third of the nearest cache */
+#define WIDENS_FROM 16   /* rows of x from which bf16 weights are widened once, not for each tile */
 
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
@@ -167,7 +167,7 @@ INLINE void dot_rows(int half, int count, int depth, const void *w, Input x, int
 INLINE void dot_strips(int half, int count, int depth, const void *w, Input x, int t, float *y, ptrdiff_t y_stride, int adds) {
     int most = NEAR_FLOATS / depth / LANES * LANES, piece = t <= TILE_T ? count : most < LANES ? LANES : most;
     for (int o = 0; o < count; o += piece) {
-        const void *from = half ? (const void *)((const uint16_t *)w + (ptrdiff_t)o * depth) : (const void *)((const float *)w + (ptrdiff_t)o * depth);
+        const void *from = (const char *)w + (ptrdiff_t)o * depth * (half ? 2 : 4);
         dot_rows(half, count - o < piece ? count - o : piece, depth, from, x, t, y + o, y_stride, adds);
     }
 }

@@ -32,7 +32,9 @@ INLINE vec from_e4m3_lanes(ivec code) {
 INLINE vec from_e2m1_lanes(ivec code) { return (vec)((ivec)from_small_float(code & 7, 1, 126, 1.0f) | (code & 8) << 28); }
 
 /* In two steps, because compilers take the one from bytes to words apart. */
-INLINE ivec load_bytes(const uint8_t *from) { return (ivec)__builtin_convertvector(__builtin_convertvector(*(const bytes *)from, wide_bytes), uvec); }
+INLINE ivec load_bytes(const uint8_t *from) {
+    return (ivec)__builtin_convertvector(__builtin_convertvector(*(const bytes *)from, wide_bytes), uvec);
+}
 
 static void widen_fp8_row(const uint8_t *codes, float scale, int count, float *out) {
     int i = 0;

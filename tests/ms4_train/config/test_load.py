@@ -63,8 +63,8 @@ def test_every_problem_is_reported_at_once_with_its_line(load, tmp_path):
         "  DIR/run.yaml:8: data.train.0.weight: the text 'yes' is not a number. Fix: write a number without quotes, such as 0.1 or 6e-5.",
         "  DIR/run.yaml:10: training.learning_ratee: unknown key. Fix: did you mean learning_rate?",
         "  DIR/run.yaml:12: adapter.r: 0 is out of range. Fix: write a number greater than 0.",
-        "  DIR/run.yaml:13: extra: unknown key. Fix: remove it; the keys allowed here are adapter, data, evaluation, model, output_dir, parallel, "
-        "recipe, seed, tracking, training.",
+        "  DIR/run.yaml:13: extra: unknown key. Fix: remove it; the keys allowed here are adapter, data, evaluation, model, output_dir, "
+        "parallel, recipe, seed, tracking, training.",
     ]
 
 

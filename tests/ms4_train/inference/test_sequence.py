@@ -71,7 +71,7 @@ def test_block_names_depend_on_tokens_adapter_and_images(tokenizer) -> None:
     assert plain == make(tokenizer, prompt).block_names(3, 4)
     assert len(set(plain)) == 3
     assert make(tokenizer, prompt, adapter="french 1").block_names(1, 4)[0] != plain[0]
-    other = make(tokenizer, prompt[:11] + (99,)).block_names(3, 4)
+    other = make(tokenizer, (*prompt[:11], 99)).block_names(3, 4)
     assert other[:2] == plain[:2]
     assert other[2] != plain[2]
     first, second = (
