@@ -3,8 +3,8 @@
 Every contestant runs inside one process that stays alive: transformers' ``generate`` with its fastest experts, vLLM's CPU wheel compiled,
 llama.cpp's library under a loop of continuous batching, our engine. Of several ways to run a contestant the one that is fastest in a
 case takes part in it. Before a case is timed greedy tokens are compared (``inference_check.py``), and again in every round. Rounds
-alternate, A B C D, D C B A, with new prompts each, and every ratio is one of neighbours in time. vLLM and llama.cpp live in
-``.venv-peers`` (``make peers``).
+alternate, A B C D, D C B A, with new prompts each, and every ratio is one of neighbours in time. A round during which other processes
+used the machine is measured again. vLLM and llama.cpp live in ``.venv-peers`` (``make peers``).
 
     python benchmarks/inference.py                                      # all cases
     python benchmarks/inference.py --quick                              # one case, one round, nothing written
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fnmatch
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -31,64 +30,90 @@ from inference_cases import CASES, QUICK, Case, write_model
 from inference_check import Judge
 from inference_pool import NAMES, OURS, Process, absent
 
-SLOW_SECONDS = 20
-SLOW, SLOW_ROUNDS = 6, 2
-"""A contestant that takes so many times as long as ours takes part in so many rounds only."""
+SLOW_SECONDS, SLOW_ROUNDS = 15, 2
+"""A contestant whose fastest run takes longer takes part in so many rounds only."""
+DISTURBED = 0.05
+"""Share of the machine that others may use during a run; else its round is measured again, and the least disturbed rounds count."""
+MOST_TRIES = 3
+"""Rounds that are measured for each one that counts, at most."""
 GREEDY = ("batch", "uneven")
 CONTEXT = "context"
 
 
 def calibrate(contestant: Process, case: Case) -> tuple[dict[str, list[list[int]]], dict[str, float]]:
-    """Answers of each variant to the prompts of run 0, and wall seconds of each: on those of run 1, warm, unless it is slow anyway."""
+    """Answers of each variant to the prompts of run 0, and wall seconds of each: the shortest of three runs, of one where it is slow."""
     answers, seconds = {}, {}
-    works = [case.work(run).to_dict() for run in (0, 1)]
+    works = [case.work(run).to_dict() for run in (0, 1, 2)]
     for variant in contestant.ask("variants", work=works[0])["variants"]:
         run = contestant.ask("run", variant=variant, work=works[0])
         answers[variant], seconds[variant] = run.get("tokens", []), run["wall"]
-        if run["wall"] < min(SLOW_SECONDS, 2 * min(seconds.values())):
-            seconds[variant] = contestant.ask("run", variant=variant, work=works[1])["wall"]
+        if run["wall"] < min(SLOW_SECONDS, 3 * min(seconds.values())):
+            warm = [contestant.ask("run", variant=variant, work=work)["wall"] for work in works[1:]]
+            seconds[variant] = min(run["wall"], *warm)
     return answers, seconds
+
+
+def choose(case: Case, contestants: list[Process], judge: Judge) -> dict[str, dict[str, Any]]:
+    """Compare the answers of each variant with ours, and choose each contestant's fastest one of those that answer alike."""
+    found: dict[str, dict[str, Any]] = {}
+    ours: list[list[int]] = []
+    for contestant in contestants:
+        answers, seconds = calibrate(contestant, case)
+        about: dict[str, Any] = {"variant_seconds": seconds}
+        if case.kind in GREEDY:
+            ours = ours or next(iter(answers.values()))
+            agreements = {variant: judge.compare(case.work(0).prompts, ours, tokens) for variant, tokens in answers.items()}
+            about["checked"] = {variant: str(agreement) for variant, agreement in agreements.items()}
+            seconds = {variant: seconds[variant] for variant, agreement in agreements.items() if agreement.alike}
+            if not seconds:
+                raise SystemExit(f"{case.name}: {contestant.name} does not answer as ours does: {about['checked']}")
+        elif case.kind == "arrivals":  # their times say when the last request came
+            seconds = dict.fromkeys(list(seconds)[:1], 0.0)
+        about["variant"] = min(seconds, key=lambda variant: seconds[variant])
+        about["fastest"] = seconds[about["variant"]]
+        found[contestant.name] = about
+    return found
 
 
 def compare(case: Case, contestants: list[Process], judge: Judge, rounds: int) -> dict[str, Any]:
     """Check and time one case; what the result file says of it."""
-    result: dict[str, Any] = {"what": case.what, "kind": case.kind, "rounds": rounds, "load_before": os.getloadavg()[0]}
-    chosen: dict[str, str] = {}
-    found: dict[str, dict[str, Any]] = {}
-    fastest: dict[str, float] = {}
-    ours: list[list[int]] = []
-    for contestant in contestants:
-        name = contestant.name
-        answers, seconds = calibrate(contestant, case)
-        found[name] = {"variant_seconds": seconds, "wall": [], "cpu": [], "peak_mib": []}
-        if case.kind in GREEDY:
-            ours = ours or next(iter(answers.values()))
-            agreements = {variant: judge.compare(case.work(0).prompts, ours, tokens) for variant, tokens in answers.items()}
-            found[name]["checked"] = {variant: str(agreement) for variant, agreement in agreements.items()}
-            seconds = {variant: seconds[variant] for variant, agreement in agreements.items() if agreement.alike}
-            if not seconds:
-                raise SystemExit(f"{case.name}: {name} does not answer as ours does: {found[name]['checked']}")
-        elif case.kind == "arrivals":  # their times say when the last request came
-            seconds = dict.fromkeys(list(seconds)[:1], 0.0)
-        chosen[name] = found[name]["variant"] = min(seconds, key=lambda variant: seconds[variant])
-        fastest[name] = seconds[chosen[name]]
-    for number in range(rounds):
-        work = case.work(2 + number)
-        result.setdefault("new_tokens", []).append(work.num_new)
-        quick = [each for each in contestants if number < SLOW_ROUNDS or fastest[each.name] <= SLOW * fastest[OURS]]
+    found = choose(case, contestants, judge)
+    measured: list[dict[str, dict[str, Any]]] = []
+    while len(measured) < MOST_TRIES * rounds and sum(disturbance(runs) <= DISTURBED for runs in measured) < rounds:
+        number = len(measured)
+        all_join = sum(disturbance(runs) <= DISTURBED for runs in whole_rounds(measured)) < SLOW_ROUNDS
+        quick = [each for each in contestants if all_join or found[each.name]["fastest"] <= SLOW_SECONDS]
+        work = case.work(3 + number)
         order = quick if number % 2 == 0 else quick[::-1]
-        runs = {each.name: each.ask("run", variant=chosen[each.name], work=work.to_dict()) for each in order}
+        runs = {each.name: each.ask("run", variant=found[each.name]["variant"], work=work.to_dict()) for each in order}
         own = runs[OURS].get("tokens", [])
         for name, run in runs.items():
+            found[name]["fastest"] = min(found[name]["fastest"], run["wall"])
+            tokens = run.pop("tokens", [])
             if case.kind in GREEDY:
-                run["identical"] = sum(one == other for one, other in zip(own, run["tokens"], strict=True))
-                run["answers"] = len(own)
-            run.pop("tokens", None)
+                run |= {"identical": sum(one == other for one, other in zip(own, tokens, strict=True)), "answers": len(own)}
+            run |= {"round": number, "new_tokens": work.num_new}
+        measured.append(runs)
+        times = ", ".join(f"{name} {run['wall']:.2f} s" for name, run in runs.items())
+        print(f"  {case.name} {number + 1} (others {disturbance(runs):.0%}): {times}", flush=True)
+    kept = sorted(whole_rounds(measured), key=disturbance)[: min(SLOW_ROUNDS, rounds)]
+    kept += sorted((runs for runs in measured if runs not in kept), key=disturbance)[: rounds - len(kept)]
+    for runs in kept:
+        for name, run in runs.items():
             for key, value in run.items():
                 found[name].setdefault(key, []).append(value)
-        print(f"  {case.name} {number + 1}/{rounds}: " + ", ".join(f"{name} {run['wall']:.2f} s" for name, run in runs.items()), flush=True)
-    result["load_after"] = os.getloadavg()[0]
+    result = {"what": case.what, "kind": case.kind, "rounds_measured": len(measured), "others": [disturbance(runs) for runs in kept]}
     return result | {"contestants": found}
+
+
+def whole_rounds(measured: list[dict[str, dict[str, Any]]]) -> list[dict[str, dict[str, Any]]]:
+    """Rounds in which all took part."""
+    return [runs for runs in measured if len(runs) == max(map(len, measured))]
+
+
+def disturbance(runs: dict[str, dict[str, Any]]) -> float:
+    """Largest share of the machine that others used during a run of a round."""
+    return max(run["others"] for run in runs.values())
 
 
 def run_model(name: str, cases: list[Case], options: argparse.Namespace, out: report.ResultFile) -> None:

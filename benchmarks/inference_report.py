@@ -62,7 +62,7 @@ def summary(result: dict[str, Any]) -> dict[str, dict[str, float]]:
     ours = result["contestants"].get(OURS)
     found = {}
     for name, runs in result["contestants"].items():
-        rates = [new / wall for new, wall in zip(result["new_tokens"], runs["wall"], strict=False)]
+        rates = [new / wall for new, wall in zip(runs["new_tokens"], runs["wall"], strict=True)]
         row = {
             "wall_seconds": statistics.median(runs["wall"]),
             "cpu_seconds": statistics.median(runs["cpu"]),
@@ -70,7 +70,8 @@ def summary(result: dict[str, Any]) -> dict[str, dict[str, float]]:
             "peak_mib": max(runs["peak_mib"]),
         }
         for clock in ("wall", "cpu"):
-            ratios = [theirs / own for theirs, own in zip(runs[clock], ours[clock], strict=False)] if ours else []
+            own = dict(zip(ours["round"], ours[clock], strict=True)) if ours else {}
+            ratios = [theirs / own[number] for number, theirs in zip(runs["round"], runs[clock], strict=True) if number in own]
             if ratios:
                 row |= {
                     f"{clock}_times_ours": statistics.median(ratios),

@@ -42,6 +42,13 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
+def busy_seconds() -> float:
+    """CPU seconds that the machine's cores have spent on anything at all, or that its host took, since it started."""
+    fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]
+    user, nice, system, _, _, irq, softirq, steal = map(int, fields[:8])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
 def serve(contestant: Any, work: dict[str, Any]) -> dict[str, Any]:
     """Add requests when their time comes and compute steps; when the first and the last token of each were there, seconds after it came."""
     arrivals, waiting = work["arrivals"], list(range(len(work["prompts"])))
@@ -101,11 +108,12 @@ class Worker:
             self._prepared = (variant, shape)
         gc.collect()
         forget_peak()
-        wall, cpu = time.perf_counter(), time.process_time()
+        busy, wall, cpu = busy_seconds(), time.perf_counter(), time.process_time()
         found: dict[str, Any] = serve(self._contestant, work) if work["arrivals"] else {"tokens": self._contestant.generate(work)}
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        others = max(0.0, busy_seconds() - busy - cpu) / (wall * (os.cpu_count() or 1))
         extra = self._contestant.measured() if hasattr(self._contestant, "measured") else {}
-        return {"wall": wall, "cpu": cpu, "peak_mib": resident("VmHWM"), **extra, **found}
+        return {"wall": wall, "cpu": cpu, "others": others, "peak_mib": resident("VmHWM"), **extra, **found}
 
 
 def main() -> None:

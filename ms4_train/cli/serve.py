@@ -5,9 +5,11 @@ Exercise it: ``pytest tests/ms4_train/cli/test_serve.py``, or ``ms4 serve MODEL`
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -103,11 +105,11 @@ def serve(
     adapters = _named_folders(adapter or [])
     settings = _settings(options, tuple(adapters))
     chat_tokenizer, limit = open_model(model, None, tokenizer)
-    _log_to_stderr()
     engine = _engine(options, chat_tokenizer, min(max_context or DEFAULT_CONTEXT, limit))
     for name, folder in adapters.items():
         engine.load_adapter(name, folder)
-    _run(engine, chat_tokenizer, settings, host, port)
+    with _log_to_stderr():
+        _run(engine, chat_tokenizer, settings, host, port)
 
 
 def _check_packages() -> None:
@@ -200,15 +202,24 @@ def _engine(options: dict[str, Any], tokenizer: ChatTokenizer, max_context: int)
     return engine
 
 
-def _log_to_stderr() -> None:
-    """One line for each request, and uvicorn's warnings."""
+@contextlib.contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """Inside the block: one line for each request, and uvicorn's warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for name, level in (("ms4_train", logging.INFO), ("uvicorn", logging.WARNING)):
-        logger = logging.getLogger(name)
+    loggers = {logging.getLogger("ms4_train"): logging.INFO, logging.getLogger("uvicorn"): logging.WARNING}
+    before = [(logger, logger.level, logger.propagate) for logger in loggers]
+    for logger, level in loggers.items():
         logger.setLevel(level)
         logger.addHandler(handler)
         logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, level, propagate in before:
+            logger.setLevel(level)
+            logger.removeHandler(handler)
+            logger.propagate = propagate
 
 
 def _run(engine: Engine, tokenizer: ChatTokenizer, settings: ServerSettings, host: str, port: int) -> None:

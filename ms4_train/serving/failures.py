@@ -24,14 +24,13 @@ _TYPES = {
     404: "not_found_error",
     405: "invalid_request_error",
     408: "timeout_error",
-    409: "conflict_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
     429: "rate_limit_error",
     503: "service_unavailable_error",
     504: "timeout_error",
 }
-STATUSES = tuple(status for status in _TYPES if status not in (405, 409))
+STATUSES = tuple(status for status in _TYPES if status != 405)
 MAX_MESSAGE = 1000
 # What the engine's fields are called in a request, where the names differ.
 _PARAMS = {"thinking_budget": "thinking_token_budget", "include_stop": "include_stop_str_in_output"}

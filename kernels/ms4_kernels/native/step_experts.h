@@ -90,7 +90,7 @@ static void swiglu_tile(const Projection *gate, int gate_first, const Projection
 static void router_and_shared(const Network *net, const Layer *layer, const Tokens *tokens, Work *work, Local *local) {
     int rows = tokens->count, d = net->hidden, n = net->shared_width;
     int first = num_patches(rows, net->experts, work->tile), all = first + num_patches(rows, n, work->tile);
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
     for (int task = 0; task < all; task++) {
         if (task < first) {
             Patch p = patch_of(task, rows, net->experts, work->tile);
@@ -104,23 +104,26 @@ static void router_and_shared(const Network *net, const Layer *layer, const Toke
         swiglu_tile(&layer->shared_gate, p.output, &layer->shared_up, p.output, 0, p.outputs, x, p.rows, adapters_from(work, tokens, p.row),
                     work->shared_act + (ptrdiff_t)p.row * n + p.output, n, local);
     }
+    meet(&work->gate);
 }
 
 static void route_rows(const Network *net, const Tokens *tokens, Work *work, Local *local) {
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int t = 0; t < tokens->count; t++)
         choose_experts(net, work->logits + (ptrdiff_t)t * net->experts, local->score, work->weights + (ptrdiff_t)t * net->top_k,
                        work->ids + (ptrdiff_t)t * net->top_k);
-#pragma omp single
+    meet(&work->gate);
+#pragma omp single nowait
     {
         sort_pairs(net, tokens, work);
         add_shared_jobs(work, tokens->count);
     }
+    meet(&work->gate);
 }
 
 static void expert_activations(const Network *net, const Layer *layer, Work *work, Local *local) {
     int n = net->width, tiles = parts_of(n, work->tile), d = net->hidden;
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
     for (int task = 0; task < work->num_jobs * tiles; task++) {
         ExpertJob job = work->jobs[task / tiles];
         if (job.expert == SHARED) continue;
@@ -129,11 +132,12 @@ static void expert_activations(const Network *net, const Layer *layer, Work *wor
         swiglu_tile(&layer->gate_up, output, &layer->gate_up, n + output, job.expert, outputs, x, job.rows,
                     work->adapted ? work->pair_adapter + job.first : 0, work->act + (ptrdiff_t)job.first * n + output, n, local);
     }
+    meet(&work->gate);
 }
 
 static void expert_outputs(const Network *net, const Layer *layer, const Tokens *tokens, Work *work, Local *local) {
     int d = net->hidden, tiles = parts_of(d, work->tile);
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
     for (int task = 0; task < work->num_jobs * tiles; task++) {
         ExpertJob job = work->jobs[task / tiles];
         int output = task % tiles * work->tile, outputs = least(d - output, work->tile), shared = job.expert == SHARED;
@@ -143,6 +147,7 @@ static void expert_outputs(const Network *net, const Layer *layer, const Tokens 
         project(shared ? &layer->shared_down : &layer->down, shared ? 0 : job.expert, output, outputs, (Input){act, n, 0}, job.rows,
                 work->adapted ? adapter : 0, (shared ? work->shared_out : work->rows_out) + (ptrdiff_t)job.first * d + output, d, 0, local);
     }
+    meet(&work->gate);
 }
 
 /* hidden += sum over slots, in their order, of weight * expert's row, and the shared expert's. */

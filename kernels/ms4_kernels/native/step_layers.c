@@ -4,12 +4,6 @@
 #include "step_attention.h"
 #include "step_experts.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#else
-#define omp_get_thread_num() 0
-#endif
-
 /* Positions, sequences and adapters of all rows. Returns 0, or which argument is impossible. */
 static int spread_rows(const Network *net, const Step *step, Work *work) {
     Tokens *all = &work->all;
@@ -53,7 +47,7 @@ static void set_tile(Work *work, int rows) { work->tile = work->adapted ? MOST_T
 static void begin_rows(const Network *net, const Step *step, Work *work) {
     int d = net->hidden, f = net->rope / 2;
     Tokens *all = &work->all;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int t = 0; t < step->rows; t++) {
         float position = (float)all->position[t], *cosine = all->cosine + (ptrdiff_t)t * f, *sine = all->sine + (ptrdiff_t)t * f;
         for (int i = 0; i < f; i++) {
@@ -66,13 +60,14 @@ static void begin_rows(const Network *net, const Step *step, Work *work) {
         memcpy(work->hidden + (ptrdiff_t)t * d, step->embedding + (ptrdiff_t)t * d, 4 * (size_t)d);
         norm_row(&net->layers[0].input_norm, net->norm_eps, work->hidden + (ptrdiff_t)t * d, work->normed + (ptrdiff_t)t * d);
     }
+    meet(&work->gate);
 }
 
 /* q_a and kv_a, then norms, rotation and the cache. */
 static void down_projections(const Network *net, const Step *step, const Layer *layer, Work *work, Local *local) {
     int d = net->hidden, m = net->latent + net->rope, rows = step->rows;
     int first = num_patches(rows, net->q_rank, work->tile), all = first + num_patches(rows, m, work->tile);
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
     for (int task = 0; task < all; task++) {
         int is_query = task < first, width = is_query ? net->q_rank : m;
         Patch p = patch_of(is_query ? task : task - first, rows, width, work->tile);
@@ -80,19 +75,21 @@ static void down_projections(const Network *net, const Step *step, const Layer *
         project(is_query ? &layer->q_a : &layer->kv_a, 0, p.output, p.outputs, x, p.rows, adapters_from(work, &work->all, p.row),
                 (is_query ? work->q_low : work->kv_low) + (ptrdiff_t)p.row * width + p.output, width, 0, local);
     }
-#pragma omp for schedule(static)
+    meet(&work->gate);
+#pragma omp for schedule(static) nowait
     for (int t = 0; t < rows; t++) {
         float *low = work->q_low + (ptrdiff_t)t * net->q_rank;
         norm_row(&layer->q_a_norm, net->latent_norm_eps, low, low);
         store_latent(net, step, layer, &work->all, t, work->kv_low + (ptrdiff_t)t * m);
     }
+    meet(&work->gate);
 }
 
 /* Behind the last layer's latents only wanted rows matter. */
 static void keep_wanted(const Network *net, const Step *step, Work *work) {
     int f = net->rope / 2, d = net->hidden, q = net->q_rank;
     Tokens *all = &work->all, *last = &work->last;
-#pragma omp single
+#pragma omp single nowait
     {
         last->count = step->wanted;
         for (int r = 0; r < step->wanted; r++) {
@@ -105,7 +102,8 @@ static void keep_wanted(const Network *net, const Step *step, Work *work) {
         list_attention(net, last, work);
         set_tile(work, step->wanted);
     }
-#pragma omp for schedule(static)
+    meet(&work->gate);
+#pragma omp for schedule(static) nowait
     for (int r = 0; r < step->wanted; r++) {
         ptrdiff_t t = step->wanted_rows[r], to = r;
         memcpy(last->cosine + to * f, all->cosine + t * f, 4 * (size_t)f);
@@ -113,51 +111,58 @@ static void keep_wanted(const Network *net, const Step *step, Work *work) {
         memcpy(work->last_hidden + to * d, work->hidden + t * d, 4 * (size_t)d);
         memcpy(work->last_q_low + to * q, work->q_low + t * q, 4 * (size_t)q);
     }
+    meet(&work->gate);
 }
 
 /* From normed low-rank queries to the residual stream behind attention. */
 static void attention(const Network *net, const Step *step, const Layer *layer, const Tokens *tokens, const float *q_low, float *hidden,
                       Work *work, Local *local) {
     int rows = tokens->count, d = net->hidden, wide = net->heads * net->value, blocks = parts_of(rows, BLOCK_T);
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
     for (int task = 0; task < blocks * net->heads; task++) {
         int row = task / net->heads * BLOCK_T;
         absorb_queries(net, layer, tokens, task % net->heads, row, least(rows - row, BLOCK_T), q_low, adapters_from(work, tokens, row),
                        work->query, local);
     }
-#pragma omp for schedule(dynamic, 1)
+    meet(&work->gate);
+#pragma omp for schedule(dynamic, 1) nowait
     for (int task = 0; task < work->num_tasks; task++) attend(net, step, layer, tokens, &work->tasks[task], work->query, work->mixed, local);
-#pragma omp for schedule(dynamic, 1)
+    meet(&work->gate);
+#pragma omp for schedule(dynamic, 1) nowait
     for (int task = 0; task < blocks * net->heads; task++) {
         int row = task / net->heads * BLOCK_T;
         raise_values(net, layer, task % net->heads, row, least(rows - row, BLOCK_T), work->mixed, adapters_from(work, tokens, row), work->heads,
                      local);
     }
-#pragma omp for schedule(dynamic, 1)
+    meet(&work->gate);
+#pragma omp for schedule(dynamic, 1) nowait
     for (int task = 0; task < num_patches(rows, d, work->tile); task++) {
         Patch p = patch_of(task, rows, d, work->tile);
         Input x = {work->heads + (ptrdiff_t)p.row * wide, wide, 0};
         project(&layer->o, 0, p.output, p.outputs, x, p.rows, adapters_from(work, tokens, p.row), hidden + (ptrdiff_t)p.row * d + p.output, d, 1,
                 local);
     }
+    meet(&work->gate);
 }
 
 /* The experts, and the norm behind them: that of the next layer, or the last one, into the step's output. */
 static void experts_of_layer(const Network *net, const Step *step, const Layer *layer, const Tokens *tokens, float *hidden, int is_last,
                              Work *work, Local *local) {
     int rows = tokens->count, d = net->hidden;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int t = 0; t < rows; t++) norm_row(&layer->post_norm, net->norm_eps, hidden + (ptrdiff_t)t * d, work->normed + (ptrdiff_t)t * d);
+    meet(&work->gate);
     router_and_shared(net, layer, tokens, work, local);
     route_rows(net, tokens, work, local);
     expert_activations(net, layer, work, local);
     expert_outputs(net, layer, tokens, work, local);
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int t = 0; t < rows; t++) {
         combine_row(net, work, t, hidden + (ptrdiff_t)t * d);
         if (is_last) norm_row(&net->final_norm, net->norm_eps, hidden + (ptrdiff_t)t * d, step->out + (ptrdiff_t)t * d);
         else norm_row(&layer[1].input_norm, net->norm_eps, hidden + (ptrdiff_t)t * d, work->normed + (ptrdiff_t)t * d);
     }
+    meet(&work->gate);
 }
 
 /* Bytes of the arena for a step of so many rows. */
@@ -205,13 +210,14 @@ int ms4_step_logits(const Network *net, int32_t rows, const float *hidden, const
 #pragma omp parallel num_threads(threads)
     {
         Local *local = &work->local[omp_get_thread_num()];
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
         for (int task = 0; task < num_patches(rows, v, work->tile); task++) {
             Patch p = patch_of(task, rows, v, work->tile);
             Input x = {hidden + (ptrdiff_t)p.row * d, d, 0};
             project(&net->head, 0, p.output, p.outputs, x, p.rows, work->adapted ? adapters + p.row : 0,
                     out + (ptrdiff_t)p.row * v + p.output, v, 0, local);
         }
+        meet(&work->gate);
     }
     return 0;
 }

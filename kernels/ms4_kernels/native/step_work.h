@@ -6,6 +6,7 @@
 #include <math.h>
 
 #include "step_matrix.h"
+#include "step_team.h"
 
 #define BLOCK_T 64      /* rows that meet a tile of weights together */
 #define CHUNK_S 64      /* positions between two looks at the softmax's maximum, counted from position 0 */
@@ -40,6 +41,7 @@ typedef struct {
     AttentionTask *tasks;
     ExpertJob *jobs;
     Local *local;
+    Gate gate;
 } Work;
 
 INLINE int most(int a, int b) { return a > b ? a : b; }

@@ -18,7 +18,22 @@ from ms4_train.cli.main import app, main
 from ms4_train.errors import MS4Error
 
 ROOT = Path(__file__).resolve().parents[3]
-COMMANDS = ["model", "weights", "adapter", "pull", "push", "data", "train", "generate", "chat", "eval", "leaderboard", "config", "doctor"]
+COMMANDS = [
+    "model",
+    "weights",
+    "adapter",
+    "pull",
+    "push",
+    "data",
+    "train",
+    "generate",
+    "chat",
+    "serve",
+    "eval",
+    "leaderboard",
+    "config",
+    "doctor",
+]
 HEAVY = ("torch", "pydantic", "transformers", "datasets", "numpy", "ruamel", "mistral_common", "wandb", "deepspeed")
 WIDE = {**os.environ, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
 

@@ -163,7 +163,7 @@ def test_a_closed_engine_takes_nothing(model, tokenizer, prompts) -> None:
 
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_preemption_and_prefix_hits_change_no_token_and_no_logprob(model, tokenizer, prompts, runner) -> None:
-    """Blocks for two and a half answers, thirteen requests, most beginnings seen before; logprobs within 1e-4 (issue 6)."""
+    """Blocks for two and a half answers, thirteen requests, most beginnings seen before; logprobs within 1e-4."""
     wanted = requests_of([*prompts, *prompts[:6]], max_tokens=24, logprobs=1)
     whole = Engine(model, tokenizer, runner=runner, prefix_cache=False, max_batch_size=1).generate(wanted)
     tight = Engine(model, tokenizer, runner=runner, max_batch_size=8, max_context=128, cache_tokens=192, block_size=8)

@@ -48,8 +48,8 @@ def test_the_description_names_what_is_served(small: Served) -> None:
     assert schemas["ChatRequest"]["additionalProperties"] is False
     assert set(found["paths"]) == PATHS
     assert "security" not in found
-    for name, schema in schemas.items():
-        jsonschema.Draft202012Validator.check_schema(schema), name
+    for schema in schemas.values():
+        jsonschema.Draft202012Validator.check_schema(schema)
 
 
 def test_keys_and_adapters_are_described(tmp_path) -> None:
