@@ -18,8 +18,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fnmatch
+import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ import support
 from inference_cases import CASES, QUICK, Case, write_model
 from inference_check import Judge
 from inference_pool import NAMES, OURS, Process, absent
+from inference_worker import busy_seconds
 
 SLOW_SECONDS, SLOW_ROUNDS = 15, 2
 """A contestant whose fastest run takes longer takes part in so many rounds only."""
@@ -85,6 +88,7 @@ def compare(case: Case, contestants: list[Process], judge: Judge, rounds: int) -
         quick = [each for each in contestants if all_join or found[each.name]["fastest"] <= SLOW_SECONDS]
         work = case.work(3 + number)
         order = quick if number % 2 == 0 else quick[::-1]
+        wait_for_quiet()
         runs = {each.name: each.ask("run", variant=found[each.name]["variant"], work=work.to_dict()) for each in order}
         own = runs[OURS].get("tokens", [])
         for name, run in runs.items():
@@ -104,6 +108,16 @@ def compare(case: Case, contestants: list[Process], judge: Judge, rounds: int) -
                 found[name].setdefault(key, []).append(value)
     result = {"what": case.what, "kind": case.kind, "rounds_measured": len(measured), "others": [disturbance(runs) for runs in kept]}
     return result | {"contestants": found}
+
+
+def wait_for_quiet(longest: float = 60.0) -> None:
+    """Return when the machine has been idle for half a second, or after ``longest`` seconds."""
+    until = time.monotonic() + longest
+    while time.monotonic() < until:
+        busy = busy_seconds()
+        time.sleep(0.5)
+        if busy_seconds() - busy <= 0.5 * DISTURBED * (os.cpu_count() or 1):
+            return
 
 
 def whole_rounds(measured: list[dict[str, dict[str, Any]]]) -> list[dict[str, dict[str, Any]]]:

@@ -15,6 +15,7 @@ MAX_SEED = 2**63 - 1
 MAX_TOP_LOGPROBS = 20
 MAX_PENALTY = 2.0
 MAX_BIAS = 100.0
+MIN_REPETITION, MAX_REPETITION = 0.01, 10.0
 ConstraintKind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
 
 

@@ -35,6 +35,7 @@ from ms4_train.inference.sampling_params import ConstraintSpec, SamplingParams
         ("frequency_penalty", math.nan),
         ("repetition_penalty", 0.0),
         ("repetition_penalty", -1.0),
+        ("repetition_penalty", 5e-324),
         ("repetition_penalty", 10.5),
         ("logit_bias", {5: 1.0}),
         ("logit_bias", ((5,),)),
