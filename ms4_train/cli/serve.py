@@ -154,7 +154,7 @@ def _settings(options: dict[str, Any], adapters: tuple[str, ...]) -> ServerSetti
     folder = options["allow_adapter_loading"]
     if folder is not None and not folder.is_dir():
         raise ConfigError("is not a folder.", file=folder, key="--allow-adapter-loading", fix="name the folder that holds the adapters.")
-    keys = [*(options["api_key"] or []), *filter(None, os.environ.get(KEYS_VARIABLE, "").split(","))]
+    keys = [*(options["api_key"] or []), *filter(None, map(str.strip, os.environ.get(KEYS_VARIABLE, "").split(",")))]
     is_local = options["host"] in LOOPBACK
     same = (
         "metrics_need_key", "max_images", "max_body_bytes", "max_held_bytes", "max_prompt_tokens", "max_tokens", "max_n", "max_answers",

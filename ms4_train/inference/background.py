@@ -138,6 +138,8 @@ class EngineThread:
 
     def _submit(self, engine: Engine, request: GenerationRequest) -> None:
         """A request that was right when it was submitted may not be any more: its adapter was dropped meanwhile."""
+        if request.request_id not in self._listeners:
+            return  # ended with a step that failed
         try:
             engine.submit(request)
         except EngineError as error:

@@ -46,12 +46,13 @@ class BlockPool:
 
     def __init__(self, num_blocks: int, *, caches: bool = True) -> None:
         self.num_blocks = num_blocks
-        self._caches = caches
+        self.caches = caches
         self._holders = [0] * num_blocks
         self._names: dict[int, BlockName] = {}
         self._by_name: dict[BlockName, int] = {}
         self._free: OrderedDict[int, None] = OrderedDict((block, None) for block in range(num_blocks))
         self._unwritten = set(range(num_blocks))
+        self._num_cached = 0
 
     @property
     def num_free(self) -> int:
@@ -66,7 +67,7 @@ class BlockPool:
     @property
     def num_cached(self) -> int:
         """Blocks that nobody holds but that can be found by name."""
-        return sum(1 for block in self._names if not self._holders[block])
+        return self._num_cached
 
     def take(self, fresh: list[int]) -> int:
         """Hold a block whose content does not matter; the oldest free one. A block that was never written joins ``fresh``."""
@@ -82,6 +83,7 @@ class BlockPool:
         """Hold a block that somebody holds, or that was found by name."""
         if not self._holders[block]:
             del self._free[block]
+            self._num_cached -= block in self._names
         self._holders[block] += 1
 
     def is_shared(self, block: int) -> bool:
@@ -95,14 +97,17 @@ class BlockPool:
             assert self._holders[block] >= 0, f"block {block} is given back more often than it was taken"
             if not self._holders[block]:
                 self._free[block] = None
-                if block not in self._names:
+                if block in self._names:
+                    self._num_cached += 1
+                else:
                     self._free.move_to_end(block, last=False)
 
     def name(self, block: int, name: BlockName) -> None:
         """Let a full block be found; the first of several with one name stays the one that is found."""
-        if self._caches and name not in self._by_name:
+        if self.caches and name not in self._by_name:
             self._by_name[name] = block
             self._names[block] = name
+            self._num_cached += not self._holders[block]
 
     def find(self, names: Sequence[BlockName]) -> list[int]:
         """The blocks of the longest run of names, from the first, that are there. They are not held yet."""
@@ -123,3 +128,4 @@ class BlockPool:
         name = self._names.pop(block, None)
         if name is not None:
             del self._by_name[name]
+            self._num_cached -= not self._holders[block]

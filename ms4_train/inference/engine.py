@@ -26,6 +26,7 @@ from ms4_train.inference.adapters import AdapterRegistry
 from ms4_train.inference.checks import check_bounds, check_request
 from ms4_train.inference.detokenize import EngineTokenizer
 from ms4_train.inference.memory import cache_blocks
+from ms4_train.inference.native_runner import NativeRunner
 from ms4_train.inference.paged_cache import CACHE_DTYPES, PagedLatentCache
 from ms4_train.inference.request import Completion, EngineStats, Event, FinishEvent, GenerationRequest, Progress
 from ms4_train.inference.run import Run
@@ -281,7 +282,8 @@ class Engine:
             max_running=self.max_batch_size,
             token_budget=self.token_budget,
             prefix_cache=self.prefix_cache,
-            deterministic=self.deterministic,
+            # The compiled runner's bits never depend on company, so neither may those of its images.
+            images_apart=self.deterministic or isinstance(runner, NativeRunner),
         )
 
     def _opened(self) -> Run:
@@ -310,8 +312,12 @@ class _Call:
             needed = sum(length * request.n for length, request in zip(lengths, self._requests, strict=False))
             engine._open(needed, max(lengths))
         engine._is_busy = True
-        for request in self._requests:
-            engine.submit(request)
+        try:
+            for request in self._requests:
+                engine.submit(request)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return engine._opened()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> Literal[False]:

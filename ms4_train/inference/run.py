@@ -60,7 +60,7 @@ class Run:
         max_running: most sequences at once.
         token_budget: most tokens per step.
         prefix_cache: whether full blocks can be found again.
-        deterministic: whether images pass the tower one by one.
+        images_apart: whether images pass the tower one by one.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Run:
         max_running: int,
         token_budget: int,
         prefix_cache: bool,
-        deterministic: bool,
+        images_apart: bool,
     ) -> None:
         self._runner = runner
         self._cache = cache
@@ -92,7 +92,7 @@ class Run:
         self._pending: list[Event] = []
         self._features: ImageFeatureCache | None = None
         if isinstance(model, Mistral3ForConditionalGeneration):
-            self._features = ImageFeatureCache(runner.image_features, model.vision_config.spatial_merge_size, apart=deterministic)
+            self._features = ImageFeatureCache(runner.image_features, model.vision_config.spatial_merge_size, apart=images_apart)
         runner.open()
 
     def close(self) -> None:

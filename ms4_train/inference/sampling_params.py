@@ -13,6 +13,7 @@ from ms4_train.errors import EngineError
 
 MAX_SEED = 2**63 - 1
 MAX_TOP_LOGPROBS = 20
+MAX_TOP_K = 2**31 - 1
 MAX_PENALTY = 2.0
 MAX_BIAS = 100.0
 MIN_REPETITION, MAX_REPETITION = 0.01, 10.0
@@ -117,8 +118,8 @@ class SamplingParams:
             raise EngineError(f"{self.min_p!r} is not from 0 to 1.", key="min_p", fix="use 0 to leave it out.")
         if not is_integer(self.seed) or not 0 <= self.seed <= MAX_SEED:
             raise EngineError(f"{self.seed!r} is not an integer from 0 to 2^63 - 1.", key="seed", fix="choose a seed in that range.")
-        if not is_integer(self.top_k) or self.top_k < 0:
-            raise EngineError(f"{self.top_k!r} is not an integer of 0 or more.", key="top_k", fix="use 0 for no limit.")
+        if not is_integer(self.top_k) or not 0 <= self.top_k <= MAX_TOP_K:
+            raise EngineError(f"{self.top_k!r} is not an integer from 0 to 2^31 - 1.", key="top_k", fix="use 0 for no limit.")
         for key in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, key)
             if not is_number(value) or abs(value) > MAX_PENALTY:

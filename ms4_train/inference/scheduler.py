@@ -14,7 +14,7 @@ import heapq
 import itertools
 from dataclasses import dataclass, field
 
-from ms4_train.inference.blocks import BlockPool
+from ms4_train.inference.blocks import BlockName, BlockPool
 from ms4_train.inference.sequence import Sequence
 
 
@@ -68,6 +68,7 @@ class Scheduler:
         self._waiting: list[tuple[int, int, Sequence]] = []
         self._running: list[Sequence] = []
         self._count = itertools.count()
+        self._place_before = itertools.count(-1, -1)  # not ``preemptions``, which its reader sets back
 
     @property
     def num_waiting(self) -> int:
@@ -176,7 +177,7 @@ class Scheduler:
         self.preemptions += 1
         self._running.remove(sequence)
         self._release(sequence)
-        heapq.heappush(self._waiting, (sequence.request.priority, -self.preemptions, sequence))
+        heapq.heappush(self._waiting, (sequence.request.priority, next(self._place_before), sequence))
 
     def _release(self, sequence: Sequence) -> None:
         self._pool.give_back(sequence.blocks)
@@ -186,6 +187,7 @@ class Scheduler:
     def _start(self, left: int, step: Step) -> None:
         """Start waiting sequences within ``left`` tokens."""
         later: list[tuple[int, int, Sequence]] = []
+        coming = self._coming_names() if self._waiting else set()
         while self._waiting and len(self._running) < self._max_running and left > 0:
             entry = heapq.heappop(self._waiting)
             sequence = entry[2]
@@ -194,6 +196,10 @@ class Scheduler:
                 later.append(entry)  # it will share what its leader is computing
                 continue
             self._find_prefix(sequence)
+            if coming and self._next_name(sequence) in coming:
+                self._release(sequence)
+                later.append(entry)  # its next block is being computed by another one, and will be found then
+                continue
             length = min(sequence.wanted - sequence.computed, left)
             # One free block for each running sequence: what has started shall not be preempted at once by what starts now.
             if self._missing(sequence, length) + (len(self._running) if self._running else 0) > self._pool.num_free:
@@ -206,8 +212,26 @@ class Scheduler:
             if sequence.cached_tokens < 0:
                 sequence.cached_tokens = min(sequence.computed, len(sequence.prompt_ids))
             left -= length
+            coming.update(self._names_to_come(sequence))
         for entry in later:
             heapq.heappush(self._waiting, entry)
+
+    def _coming_names(self) -> set[BlockName]:
+        """Names of the full blocks of prompts that running sequences are computing."""
+        return {name for sequence in self._running for name in self._names_to_come(sequence)}
+
+    def _names_to_come(self, sequence: Sequence) -> list[BlockName]:
+        size, prompt = self._block_size, len(sequence.prompt_ids)
+        if not self._pool.caches or sequence.computed >= prompt:
+            return []
+        return sequence.block_names(prompt // size, size)[sequence.computed // size :]
+
+    def _next_name(self, sequence: Sequence) -> BlockName | None:
+        """The name of the first block that a sequence would compute, where it may be found instead."""
+        size, index = self._block_size, sequence.computed // self._block_size
+        if not sequence.reads_cache or (index + 1) * size >= sequence.wanted:
+            return None
+        return sequence.block_names(index + 1, size)[index]
 
     def _find_prefix(self, sequence: Sequence) -> None:
         """Let a sequence that starts hold the blocks that exist already of its beginning. At least its last token is computed."""

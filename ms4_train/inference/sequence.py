@@ -137,7 +137,8 @@ class Sequence:
         if logprobs is not None:
             self.logprobs.append(logprobs)
         self.thought.push(token_id)
-        if token_id == eos_id and not params.ignore_eos:
+        # The end token is no part of a form, so with one it always ends.
+        if token_id == eos_id and (not params.ignore_eos or self.constraint is not None):
             return self._end("stop", None)
         if self.constraint is not None:
             self.constraint.accept(token_id)

@@ -159,7 +159,8 @@ class Call:
         self._finished = completions
         if answering.stopped is not None:
             raise self._given_up(answering.stopped)
-        data = json.dumps(job.answers.response(completions), ensure_ascii=False, separators=(",", ":")).encode()
+        # In a worker: the logprobs of a long answer take seconds to spell, in which other clients are served.
+        data = await self.work(lambda: json.dumps(job.answers.response(completions), ensure_ascii=False, separators=(",", ":")).encode())
         self.close(200, _outcome(completions))
         return Response(data, media_type="application/json", headers={"X-Request-Id": self.request_id})
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ms4_train.chat import ChatTokenizer
 from ms4_train.inference.detokenize import TextDecoder
-from ms4_train.inference.request import Completion, Event, FinishEvent, GenerationRequest, TokenEvent, TokenLogprobs
+from ms4_train.inference.request import Completion, Event, GenerationRequest, TokenEvent, TokenLogprobs
 from ms4_train.serving.completion_fields import CompletionRequest
 from ms4_train.serving.logprobs import completion_logprobs, prompt_logprobs
 from ms4_train.serving.usage import check_finished, usage
@@ -64,7 +64,7 @@ class CompletionAnswers:
             if self._fields.echo:
                 entries = [*(completion.prompt_logprobs or []), *entries]
                 ids, start = [*self._requests[completion.request_id].prompt_ids, *ids], 0
-            choice["logprobs"] = completion_logprobs(entries, ids, start, self._tokenizer)
+            choice["logprobs"] = completion_logprobs(entries, ids, start, self._tokenizer, keep_special=self._keep_special)
         if self._fields.prompt_logprobs is not None and completion.prompt_logprobs is not None:
             choice["prompt_logprobs"] = prompt_logprobs(completion.prompt_logprobs, self._tokenizer)
         return choice
@@ -92,11 +92,12 @@ class CompletionAnswers:
                 self._finished.append(event.completion)
         for index, choice in touched.items():
             told = choice.take(self._fields.logprobs is not None)
-            if told is not None:
-                found.append({**self._head, "choices": [{"index": index, **told}]})
-        for event in events:
-            if isinstance(event, FinishEvent) and self._fields.prompt_logprobs is not None and event.completion.prompt_logprobs is not None:
-                found[-1]["choices"][0]["prompt_logprobs"] = prompt_logprobs(event.completion.prompt_logprobs, self._tokenizer)
+            if told is None:
+                continue
+            given = choice.end.prompt_logprobs if choice.end is not None and self._fields.prompt_logprobs is not None else None
+            if given is not None:
+                told["prompt_logprobs"] = prompt_logprobs(given, self._tokenizer)
+            found.append({**self._head, "choices": [{"index": index, **told}]})
         return found
 
     def usage_chunk(self) -> dict[str, Any]:
@@ -108,13 +109,14 @@ class _StreamedText:
     """One answer on its way."""
 
     def __init__(self, tokenizer: ChatTokenizer, *, keep_special: bool) -> None:
+        self._keep_special = keep_special
         self._tokenizer = tokenizer
         self._decoder = TextDecoder(tokenizer, keep_special=keep_special)
         self._text = ""
         self._told = 0
         self._logprobs: list[TokenLogprobs] = []
         self._logprobs_seen = 0
-        self._end: Completion | None = None
+        self.end: Completion | None = None
 
     def push(self, event: TokenEvent) -> None:
         """Take in the next tokens."""
@@ -126,20 +128,23 @@ class _StreamedText:
         """Take in the end."""
         self._text += self._decoder.flush()
         self._logprobs += (completion.logprobs or [])[self._logprobs_seen :]
-        self._end = completion
+        self.end = completion
 
     def take(self, wants_logprobs: bool) -> dict[str, Any] | None:
         """What has not been told yet; None where it is nothing."""
-        if not self._text and self._end is None:
+        if not self._text and self.end is None:
             return None
         text, self._text = self._text, ""
         entries, self._logprobs = self._logprobs, []
         ids = [entry.token_id for entry in entries]
         told: dict[str, Any] = {
             "text": text,
-            "logprobs": completion_logprobs(entries, ids, self._told, self._tokenizer) if wants_logprobs else None,
-            "finish_reason": None if self._end is None else self._end.finish_reason,
-            "stop_reason": None if self._end is None else self._end.stop_reason,
+            "logprobs": self._spelled(entries, ids) if wants_logprobs else None,
+            "finish_reason": None if self.end is None else self.end.finish_reason,
+            "stop_reason": None if self.end is None else self.end.stop_reason,
         }
         self._told += len(text)
         return told
+
+    def _spelled(self, entries: list[TokenLogprobs], ids: list[int]) -> dict[str, Any]:
+        return completion_logprobs(entries, ids, self._told, self._tokenizer, keep_special=self._keep_special)

@@ -50,5 +50,5 @@ class EventStream(Response):
 
 
 def encoded(value: dict[str, Any]) -> bytes:
-    """One event."""
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    """One event, in ASCII: clients that split text into lines would also split it at U+0085 and U+2028."""
+    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"

@@ -27,7 +27,7 @@ def chat_logprobs(entries: Iterable[TokenLogprobs], tokenizer: ChatTokenizer) ->
 
 
 def completion_logprobs(
-    entries: Sequence[TokenLogprobs | None], ids: Sequence[int], start: int, tokenizer: ChatTokenizer
+    entries: Sequence[TokenLogprobs | None], ids: Sequence[int], start: int, tokenizer: ChatTokenizer, *, keep_special: bool = False
 ) -> dict[str, Any]:
     """OpenAI's ``logprobs`` of a completion choice.
 
@@ -36,12 +36,13 @@ def completion_logprobs(
         ids: the tokens.
         start: characters of the choice's text before them.
         tokenizer: spells them.
+        keep_special: whether the choice's text holds control tokens, which take no room in it otherwise.
     """
     tokens = [tokenizer.token_text(token_id) for token_id in ids]
     offsets = []
-    for text in tokens:
+    for token_id, text in zip(ids, tokens, strict=True):
         offsets.append(start)
-        start += len(text)
+        start += len(text) if keep_special or tokenizer.decode([token_id]) else 0
     top = [
         None if entry is None or not entry.top else {tokenizer.token_text(token_id): _finite(logprob) for token_id, logprob in entry.top}
         for entry in entries

@@ -131,6 +131,22 @@ def test_a_known_beginning_is_not_computed_again() -> None:
     assert driver.step() == [(3, 0, 0, 14)]  # logprobs of the prompt are wanted
 
 
+def test_what_is_being_computed_is_waited_for_and_not_computed_twice() -> None:
+    """Five prompts with one beginning of two blocks come at once; the third block of 3 and 4 is the same too."""
+    driver = Driver(token_budget=64)
+    beginning = list(range(8))
+    tails = [[50, 51], [60], [70, 71], [80, 81, 82, 83, 1], [80, 81, 82, 83, 2]]
+    for name, tail in enumerate(tails):
+        driver.add(make_sequence(name, [*beginning, *tail], max_tokens=1))
+    assert driver.step() == [(0, 0, 0, 10)]
+    assert driver.step() == [(1, 0, 8, 1), (2, 0, 8, 2), (3, 0, 8, 5)]
+    assert driver.step() == [(4, 0, 12, 1)]
+    without = Driver(token_budget=64, caches=False)
+    for name, tail in enumerate(tails):
+        without.add(make_sequence(name, [*beginning, *tail], max_tokens=1))
+    assert len(without.step()) == 5
+
+
 def test_samples_of_one_prompt_share_it_and_copy_its_last_block_only() -> None:
     driver = Driver(token_budget=64, caches=False)  # no help from the prefix cache
     samples = driver.add(make_sequence(0, list(range(10)), n=3, max_tokens=4))
@@ -201,6 +217,19 @@ def test_random_traffic_ends_and_every_sequence_reads_its_own_tokens() -> None:
         driver.run()
         assert len(driver.ended) == expected
         assert driver.pool.num_free == driver.pool.num_blocks
+
+
+def test_reading_the_counter_of_preemptions_between_steps_changes_nothing() -> None:
+    """The engine's statistics take it and set it back after each step."""
+    driver = Driver(blocks=8, token_budget=64, caches=False)
+    for name in range(4):
+        driver.add(make_sequence(name, [name * 7 + i for i in range(7)], max_tokens=20))
+    preempted = 0
+    while driver.step() or driver.scheduler.num_waiting:
+        preempted += driver.scheduler.preemptions
+        driver.scheduler.preemptions = 0
+    assert preempted > 2
+    assert len(driver.ended) == 4
 
 
 def test_control_the_driver_notices_a_block_that_is_not_copied(monkeypatch) -> None:

@@ -9,10 +9,9 @@ import torch
 from support.sft_files import metrics, sft_run, write_files
 
 from ms4_evals.clients.engine import EngineClient
+from ms4_kernels.step import NetworkStep
 from ms4_recipes import sft
-from ms4_train.adapters.attach import adapter_names
 from ms4_train.errors import ConfigError
-from ms4_train.inference.network_weights import network_weights
 
 ADAPTER = {"r": 4, "lora_alpha": 8, "target_modules": ["q_b_proj", "kv_b_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]}
 EVALUATION = {
@@ -44,20 +43,26 @@ def test_training_goes_as_without_it_and_scores_are_logged(folder, adapter) -> N
 def test_the_engine_runs_the_very_weights_that_are_trained(folder, monkeypatch) -> None:
     """By storage: every tensor that the compiled runner reads is a parameter of the model in training, adapter included."""
     seen: list[int] = []
-    real = EngineClient.answer
+    trained: list[torch.nn.Module] = []
+    real, opened = EngineClient.answer, NetworkStep.__init__
 
     def answer(self, *arguments) -> None:
-        model = self._model
-        held = {parameter.data_ptr() for parameter in model.parameters()}
-        for layer in network_weights(model, adapter_names(model)).layers:
+        trained[:] = [self._model]
+        real(self, *arguments)
+
+    def init(self, weights, pools, block_size) -> None:
+        """What the engine's runner is given, not what it could have been given."""
+        held = {parameter.data_ptr() for parameter in trained[0].parameters()}
+        for layer in weights.layers:
             for projection in (layer.q_a, layer.q_b, layer.kv_a, layer.kv_b, layer.o, layer.shared_gate, layer.shared_down):
                 tensors = [projection.weight] + [part for pairs in projection.adapters.values() for pair in pairs for part in pair[:2]]
                 assert all(isinstance(tensor, torch.Tensor) and tensor.data_ptr() in held for tensor in tensors)
                 seen.append(len(tensors))
             assert layer.experts.gate_up.data_ptr() in held
             assert layer.experts.down.data_ptr() in held
-        real(self, *arguments)
+        opened(self, weights, pools, block_size)
 
+    monkeypatch.setattr(NetworkStep, "__init__", init)
     monkeypatch.setattr(EngineClient, "answer", answer)
     sft.run(sft_run(folder, "shared", adapter=ADAPTER, evaluation=EVALUATION))
     assert max(seen) >= 3, "no adapter was seen"
