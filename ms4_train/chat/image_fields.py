@@ -54,7 +54,7 @@ class RowImages:
                 "images are not read here.",
                 row_code="unsupported-content",
                 key=key,
-                fix="use a multimodal model and allow images (data.images), or give text parts only.",
+                fix="use a model with vision (in training set data.images too), or give text parts only.",
             )
         if role not in IMAGE_ROLES:
             raise RowError(

@@ -76,8 +76,12 @@ def make_request(
     mode: Mode,
     options: AnswerOptions,
     tools: Sequence[dict[str, Any]] = (),
+    *,
+    is_chat: bool = False,
 ) -> GenerationRequest:
     """The request, named by its mode, for an answer to ``messages`` within a ``limit`` in tokens.
+
+    In a chat, whose room shrinks with every turn, an answer is at most what is left.
 
     Raises:
         EngineError: it does not fit, or an option is out of its range.
@@ -102,6 +106,8 @@ def make_request(
             fix="shorten it; in a chat, /reset begins anew and /undo forgets the last turn.",
         )
     most = options.max_tokens if options.max_tokens is not None else min(DEFAULT_MAX_TOKENS, room)
+    if most > room and is_chat:
+        most = room
     if most > room:
         raise EngineError(
             f"{most} is more than the {room} that a prompt of {length} leaves of the model's limit {limit}.",

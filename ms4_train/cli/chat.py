@@ -5,6 +5,7 @@ Exercise it: ``pytest tests/ms4_train/cli/test_chat.py``, or ``ms4 chat MODEL``.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,6 +72,9 @@ def chat(
     keep_quantised: KeepQuantisedOption = False,
 ) -> None:
     """Talk with a model, thinking dimmed. /help shows commands; Ctrl-C stops an answer, Ctrl-D ends."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - input() then knows arrow keys and earlier lines
+
     from rich.console import Console
 
     before = system_messages(system, model)
@@ -79,15 +83,16 @@ def chat(
     chat_tokenizer, limit = open_model(model, adapter, tokenizer)
     limit = min(max_context or DEFAULT_CONTEXT, limit)
 
-    def request(messages: list[dict[str, Any]], now: ChatSettings) -> Any:
-        return make_request(chat_tokenizer, limit, messages, now.mode, dataclasses.replace(options, temperature=now.temperature), now.tools)
+    def request(messages: list[dict[str, Any]], now: ChatSettings, *, is_turn: bool = False) -> Any:
+        wanted = dataclasses.replace(options, temperature=now.temperature)
+        return make_request(chat_tokenizer, limit, messages, now.mode, wanted, now.tools, is_chat=is_turn)
 
     request([*before, {"role": "user", "content": "?"}], settings)  # wrong options end the program now, not every turn
     engine = load_engine(model, adapter, chat_tokenizer, dtype, keep_quantised=keep_quantised, max_context=limit)
     console, notes = Console(), Console(stderr=True)
 
     def ask(messages: list[dict[str, Any]], now: ChatSettings) -> Reply:
-        reply = stream_reply(engine, chat_tokenizer, request(messages, now), console)
+        reply = stream_reply(engine, chat_tokenizer, request(messages, now, is_turn=True), console)
         if reply.completion is not None:
             say(footer(reply.completion, reply.answer))
         return reply
@@ -105,7 +110,10 @@ def chat(
             except UnicodeDecodeError:
                 say("that line was not UTF-8 text")
                 continue
-            except (EOFError, KeyboardInterrupt):
+            except KeyboardInterrupt:
+                say("Ctrl-D ends")
+                continue
+            except EOFError:
                 break
             if not commands.enter(line):
                 break

@@ -132,6 +132,8 @@ def generate(
     options = AnswerOptions(temperature, top_p, max_tokens, seed, thinking_budget, schema, n)
     chat_tokenizer, limit = open_model(model, adapter, tokenizer)
     modes = list(Mode) if both_modes else [mode]
+    if n > 1 and any(options.sampling(each).temperature == 0 for each in modes):
+        raise EngineError(f"at temperature 0 all {n} answers are the same.", key="--n", fix="give --temperature 0.7, say.")
     requests = [make_request(chat_tokenizer, limit, messages, each, options) for each in modes]
     engine = load_engine(model, adapter, chat_tokenizer, dtype, keep_quantised=keep_quantised, max_batch_size=min(n * len(modes), 32))
     console, notes = Console(), Console(stderr=True)

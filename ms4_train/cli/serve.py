@@ -67,7 +67,9 @@ def serve(
     max_batch_size: Annotated[int, typer.Option(help="Most answers computed at once.", min=1)] = 32,
     max_context: Annotated[
         int | None,
-        typer.Option(help=f"Most tokens of prompt and answer. Default: {DEFAULT_CONTEXT}, or the model's limit.", show_default=False),
+        typer.Option(
+            help=f"Most tokens of prompt and answer. Default: {DEFAULT_CONTEXT}, or the model's limit.", min=2, show_default=False
+        ),
     ] = None,
     cache_tokens: Annotated[int | None, typer.Option(help="Bound of the cache in tokens.", show_default=False)] = None,
     cache_dtype: Annotated[CacheDtype, typer.Option(help="Type of cached latents; auto: the model's.")] = CacheDtype.auto,

@@ -80,7 +80,7 @@ def _check_images(request: GenerationRequest, model: Mistral4ForCausalLM) -> Non
     """Refuse images that the model cannot see, or that are not as many as their tokens."""
     if not isinstance(model, Mistral3ForConditionalGeneration):
         if request.images is not None:
-            raise EngineError("the model has no vision.", key=request.request_id, fix="load a checkpoint with a vision tower.")
+            raise EngineError("the model has no vision.", key="images", fix="load a checkpoint with a vision tower.")
         return
     config = model.vision_config
     places = request.prompt_ids.count(config.image_token_index)

@@ -24,7 +24,7 @@ MAX_TEXT_BYTES = 1 << 16
 MAX_CHOICES = 4096
 MAX_SPACES = 64
 MAX_REASON = 300
-_JSON_OPTIONS: dict[str, Any] = {"whitespace_pattern": rf"[ \t\n\r]{{1,{MAX_SPACES}}}", "lenient": False}
+JSON_OPTIONS: dict[str, Any] = {"whitespace_pattern": rf"[ \t\n\r]{{1,{MAX_SPACES}}}", "lenient": False}
 _LIMITS = {
     "max_items_in_row": 2000,
     "initial_lexer_fuel": 1_000_000,
@@ -114,9 +114,9 @@ def grammar_text(spec: ConstraintSpec) -> str:
     matcher = _library().LLMatcher
     try:
         if spec.kind == "json_object":
-            return matcher.grammar_from_json_schema('{"type": "object"}', overrides=_JSON_OPTIONS)
+            return matcher.grammar_from_json_schema('{"type": "object"}', overrides=JSON_OPTIONS)
         if spec.kind == "json_schema":
-            return matcher.grammar_from_json_schema(_schema_text(spec.text), overrides=_JSON_OPTIONS)
+            return matcher.grammar_from_json_schema(_schema_text(spec.text), overrides=JSON_OPTIONS)
         if spec.kind == "choice":
             return matcher.grammar_from_lark(_choice_grammar(parse_json(spec.text, max_depth=1)))
         return matcher.grammar_from_regex(spec.text) if spec.kind == "regex" else matcher.grammar_from_lark(spec.text)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ms4_train.errors import EngineError
 
@@ -45,6 +45,12 @@ class ConstraintSpec:
     kind: ConstraintKind
     text: str = ""
     after_thinking: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(ConstraintKind):
+            raise EngineError(f"{self.kind!r:.40} is no kind of form.", key="constraint", fix=f"use {', '.join(get_args(ConstraintKind))}.")
+        if not isinstance(self.text, str):
+            raise EngineError("its text is no text.", key="constraint", fix="give a schema as JSON text: json.dumps(schema).")
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,8 @@ class SamplingParams:
     constraint: ConstraintSpec | None = None
 
     def __post_init__(self) -> None:
+        if self.constraint is not None and not isinstance(self.constraint, ConstraintSpec):
+            raise EngineError("is no ConstraintSpec.", key="constraint", fix='pass ConstraintSpec("json_schema", json.dumps(schema)).')
         self._check_distribution()
         self._check_ends()
         for key in ("logprobs", "prompt_logprobs"):

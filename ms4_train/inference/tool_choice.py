@@ -17,6 +17,7 @@ from typing import Any
 from ms4_train.chat.special_ids import SpecialIds
 from ms4_train.chat.tool_grammar import ToolChoice, chosen_tools, forced_call_grammar, free_call_grammar, has_strict_tool
 from ms4_train.errors import EngineError
+from ms4_train.inference.grammars import JSON_OPTIONS
 from ms4_train.inference.sampling_params import MAX_BIAS, ConstraintSpec, SamplingParams
 from ms4_train.untrusted import parse_json
 
@@ -79,9 +80,9 @@ def _auto_grammar(tools: Sequence[Mapping[str, Any]], ids: SpecialIds, parallel:
     if form is None:
         return free_call_grammar(tools, ids=ids, parallel=parallel)
     if form.kind == "json_object":
-        return free_call_grammar(tools, ids=ids, parallel=parallel, answer_schema={"type": "object"})
+        return free_call_grammar(tools, ids=ids, parallel=parallel, answer_schema={"type": "object", "x-guidance": JSON_OPTIONS})
     if form.kind == "json_schema":
-        schema = _schema_object(form.text)
+        schema = {**_schema_object(form.text), "x-guidance": JSON_OPTIONS}  # as without tools: bounded spaces, never lenient
         return free_call_grammar(tools, ids=ids, parallel=parallel, answer_schema=schema)
     raise EngineError(
         f"lets the model call tools, and the answer must follow a {form.kind}.",

@@ -230,6 +230,7 @@ class Call:
         failure = from_ms4_error(error, form_field=self.form_field)
         if self.service.thread.error is not None and failure.status == 400:
             failure = engine_failure(self.service.thread.error)
+        failure.request_id = self.request_id
         self.close(failure.status, failure.error_code)
         return failure
 

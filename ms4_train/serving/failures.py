@@ -59,6 +59,7 @@ class ApiError(MS4Error):
         self.error_code = code
         self.retry_after = retry_after
         self.close = close
+        self.request_id: str | None = None
 
     @property
     def body(self) -> dict[str, Any]:
@@ -72,6 +73,8 @@ class ApiError(MS4Error):
     def headers(self) -> dict[str, str]:
         """Of the response."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.request_id is not None:
+            headers["X-Request-Id"] = self.request_id
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return headers | ({"Connection": "close"} if self.close else {})
@@ -97,6 +100,8 @@ def from_ms4_error(error: MS4Error, *, form_field: str | None = None) -> ApiErro
         key = _PARAMS.get(key, key) if key is not None and key.isidentifier() else None
         key = form_field if key == "constraint" else key
     text = f"{error.message} {error.fix[:1].upper()}{error.fix[1:]}" if error.fix else error.message
+    if key is not None:
+        text = f"{key}: {text}"  # such messages have no subject of their own, and clients print the message alone
     return ApiError(400, text, param=key, code=getattr(error, "row_code", error.code))
 
 

@@ -16,6 +16,9 @@ from ms4_train.serving.failures import ApiError, bad_request
 from ms4_train.serving.fields import SharedFields
 from ms4_train.serving.settings import ServerSettings
 
+DEFAULT_COMPLETION_TOKENS = 16
+"""Of /v1/completions where max_tokens is left out, as OpenAI and vLLM have it; null asks for what fits."""
+
 
 def check_fields(fields: ChatRequest | CompletionRequest, settings: ServerSettings) -> None:
     """Refuse fields that do not go together, before any work is done.
@@ -54,6 +57,8 @@ def max_tokens(fields: ChatRequest | CompletionRequest, prompt_tokens: int, max_
         raise prompt_too_long(f"{prompt_tokens} tokens", most, is_chat=is_chat)
     limit = max_context - prompt_tokens if settings.max_tokens is None else min(settings.max_tokens, max_context - prompt_tokens)
     asked, param = fields.max_tokens, "max_tokens"
+    if not isinstance(fields, ChatRequest) and "max_tokens" not in fields.model_fields_set:
+        limit = min(limit, DEFAULT_COMPLETION_TOKENS)
     if isinstance(fields, ChatRequest) and fields.max_completion_tokens is not None:
         asked, param = fields.max_completion_tokens, "max_completion_tokens"
     if asked is not None and asked > limit:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ms4_train.chat import ChatTokenizer
+from ms4_train.errors import AdapterError, UntrustedInputError, WeightsError
 from ms4_train.inference.background import EngineThread
 from ms4_train.model.multimodal import Mistral3ForConditionalGeneration
 from ms4_train.serving.admission import Admission
@@ -75,7 +76,11 @@ class Service:
         folder = _folder_below(root, path)
         if folder is None:
             raise bad_request("lora_path is no folder below the server's folder of adapters.", "lora_path")
-        self.thread.call(lambda engine: engine.load_adapter(name, folder))
+        try:
+            self.thread.call(lambda engine: engine.load_adapter(name, folder))
+        except (AdapterError, UntrustedInputError, WeightsError) as error:
+            # What our errors advise is meant for who runs the server.
+            raise bad_request(f"The adapter cannot be loaded: {error.message}", "lora_path", "adapter") from None
         self.adapters.append(name)
 
     def drop_adapter(self, name: str) -> None:

@@ -108,7 +108,7 @@ def _checked(url: str, allowed: set[str]) -> tuple[str, str, int, str]:
         name = host if number == _PORTS[parts.scheme] else f"{host}:{number}"
         raise ImageRefusedError(
             f"the remote image {_shown(url)} is not fetched.",
-            fix=f"download it and give its path, or add {name} to the allowed hosts (data.images.allowed_hosts).",
+            fix=f"give its bytes or a data URL, or allow {name} (ms4 serve: --allowed-image-host; training: data.images.allowed_hosts).",
         )
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return parts.scheme, host, number, target

@@ -9,6 +9,7 @@ from support.tokenizers import tiny_tokenizer
 
 from ms4_train.chat.tool_grammar import forced_call_grammar, free_call_grammar
 from ms4_train.errors import EngineError, UntrustedInputError
+from ms4_train.inference.grammars import JSON_OPTIONS
 from ms4_train.inference.sampling_params import ConstraintSpec, SamplingParams
 from ms4_train.inference.tool_choice import with_tool_choice
 
@@ -49,10 +50,10 @@ def test_a_form_and_calls_stand_side_by_side() -> None:
     assert chosen("auto", [], SamplingParams(constraint=form)).constraint == form
     both = chosen("auto", [ADD], SamplingParams(constraint=form)).constraint
     assert both is not None
-    assert both.text == free_call_grammar([ADD], ids=IDS, answer_schema={"type": "array"})
+    assert both.text == free_call_grammar([ADD], ids=IDS, answer_schema={"type": "array", "x-guidance": JSON_OPTIONS})
     anything = chosen("auto", [ADD], SamplingParams(constraint=ConstraintSpec("json_object"))).constraint
     assert anything is not None
-    assert anything.text == free_call_grammar([ADD], ids=IDS, answer_schema={"type": "object"})
+    assert anything.text == free_call_grammar([ADD], ids=IDS, answer_schema={"type": "object", "x-guidance": JSON_OPTIONS})
 
 
 @pytest.mark.parametrize(

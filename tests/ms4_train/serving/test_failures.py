@@ -55,7 +55,7 @@ def test_a_faulty_field_is_named(change: dict[str, Any], param: str, code: str) 
 def test_our_own_errors_become_400_with_the_field() -> None:
     error = from_ms4_error(RowError("is empty.", row_code="empty-user", key="messages[2]", fix="write something."))
     assert (error.status, error.param, error.error_code) == (400, "messages[2]", "empty-user")
-    assert error.message == "is empty. Write something."
+    assert error.message == "messages[2]: is empty. Write something."
     assert from_ms4_error(EngineError("too large.", key="thinking_budget")).param == "thinking_token_budget"
 
 
