@@ -75,7 +75,10 @@ class ChatCommands:
 
     def _mode(self, value: str) -> None:
         if value not in Mode.__members__:
-            raise EngineError(f"the mode is {self._conversation.settings.mode.value}.", key="/mode", fix="/mode none, or /mode high.")
+            now = self._conversation.settings.mode.value
+            raise EngineError(
+                f"{value!r:.40} is no mode; " * bool(value) + f"the mode is {now}.", key="/mode", fix="/mode none, or /mode high."
+            )
         self._conversation.settings.mode = Mode(value)
         self._say(f"mode {value}")
 

@@ -50,6 +50,7 @@ class Conversation:
     Attributes:
         messages: after the system's, as they would stand in a training row.
         images: files that go with the next message.
+        is_cut: whether some remembered answer was stopped, or ended at its limit of tokens.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Conversation:
         self.system = system
         self.messages: list[dict[str, Any]] = []
         self.images: list[Path] = []
+        self.is_cut = False
         self._ask = ask
         self._read = read
         self._say = say
@@ -89,7 +91,7 @@ class Conversation:
 
     def forget_all(self) -> None:
         """Forgets everything but the system prompt."""
-        self.messages, self.images = [], []
+        self.messages, self.images, self.is_cut = [], [], False
         self._say("conversation forgotten")
 
     def save(self, path: Path) -> None:
@@ -112,7 +114,8 @@ class Conversation:
         row["reasoning_effort"] = Mode.high.value if has_thoughts else self.settings.mode.value
         with storage_errors(path):
             atomic_write_text(path, json.dumps(row, ensure_ascii=False) + "\n")
-        self._say(f"saved as a training row: {path}")
+        cut = "; an answer in it was cut off, so do not train on it as it is" if self.is_cut else ""
+        self._say(f"saved as a training row: {path}{cut}")
 
     def _answered(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """``messages`` and what answers them, calls and results included.
@@ -130,6 +133,7 @@ class Conversation:
                 raise EngineError("stopped before the answer began." if was_stopped else "the model gave no answer.")
             if was_stopped:
                 self._say("stopped; what came before is remembered")
+            self.is_cut |= was_stopped or (reply.completion is not None and reply.completion.finish_reason == "length")
             return [*messages, _with_thought(answer)]
         raise EngineError(f"the model called tools {MAX_ROUNDS} times without an answer.")
 

@@ -89,7 +89,7 @@ def serve(
     max_held_bytes: Annotated[int, typer.Option(help="Most bytes of requests and pixels held at once.", min=1)] = 1 << 30,
     max_prompt_tokens: Annotated[int | None, typer.Option(help="Most tokens of a prompt.", min=1, show_default=False)] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.", min=1, show_default=False)] = None,
-    max_n: Annotated[int, typer.Option(help="Most answers of a request.", min=1)] = 16,
+    max_n: Annotated[int, typer.Option(help="Most answers to one prompt.", min=1)] = 16,
     max_answers: Annotated[int, typer.Option(help="Most answers computed or waiting; beyond it clients get 429.", min=1)] = 256,
     max_connections: Annotated[int, typer.Option(help="Most open connections.", min=1)] = 1024,
     header_seconds: Annotated[float, _seconds("in which the head of a request must come.")] = 10.0,
@@ -107,6 +107,7 @@ def serve(
     adapters = _named_folders(adapter or [])
     settings = _settings(options, tuple(adapters))
     chat_tokenizer, limit = open_model(model, None, tokenizer)
+    _check_address(host, port)
     engine = _engine(options, chat_tokenizer, min(max_context or DEFAULT_CONTEXT, limit))
     for name, folder in adapters.items():
         engine.load_adapter(name, folder)
@@ -222,6 +223,17 @@ def _log_to_stderr() -> Iterator[None]:
             logger.setLevel(level)
             logger.removeHandler(handler)
             logger.propagate = propagate
+
+
+def _check_address(host: str, port: int) -> None:
+    """A port that is taken is no news for after minutes of loading. It is let go again: nobody shall wait there for a server.
+
+    Raises:
+        ConfigError: the address cannot be used.
+    """
+    from ms4_train.serving.http_server import bind
+
+    bind(host, port).close()
 
 
 def _run(engine: Engine, tokenizer: ChatTokenizer, settings: ServerSettings, host: str, port: int) -> None:

@@ -63,7 +63,10 @@ class TrainingEvaluation(Section):
 
     steps: PositiveInt = Field(description="Every so many optimizer steps, and after the last one.")
     tasks: list[Task] = Field(min_length=1)
-    modes: ModesSection = ModesSection()
+    modes: ModesSection = Field(
+        ModesSection(none=ModeSampling(max_tokens=2048), high=ModeSampling(max_tokens=8192)),
+        description="As of evaluation runs, but shorter answers by default: a model that repeats itself would hold up training.",
+    )
     engine: EngineSection = EngineSection()
     seed: int = Field(0, ge=0, lt=2**31)
     store: str | None = Field(default=None, description="SQLite file of all samples; default: results.sqlite in output_dir.")

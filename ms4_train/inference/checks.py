@@ -70,9 +70,11 @@ def check_request(
         raise EngineError(
             f"there is no adapter {request.adapter!r}.", key="adapter", fix=f"loaded are: {', '.join(sorted(adapters)) or 'none'}."
         )
-    for token_id, _ in request.sampling.logit_bias:
-        if token_id >= vocab_size:
-            raise EngineError(f"token {token_id} is beyond the vocabulary of {vocab_size}.", key="logit_bias", fix="use the model's ids.")
+    biased = [token_id for token_id, _ in request.sampling.logit_bias]
+    for field, ids in (("logit_bias", biased), ("stop_token_ids", request.sampling.stop_token_ids)):
+        for token_id in ids:
+            if token_id >= vocab_size:
+                raise EngineError(f"token {token_id} is beyond the vocabulary of {vocab_size}.", key=field, fix="use the model's ids.")
     _check_images(request, model)
 
 

@@ -132,9 +132,11 @@ class SamplingParams:
             value = getattr(self, key)
             if not is_number(value) or abs(value) > MAX_PENALTY:
                 raise EngineError(f"{value!r} is not from -{MAX_PENALTY:g} to {MAX_PENALTY:g}.", key=key, fix="use 0 to leave it out.")
-        if not is_number(self.repetition_penalty) or not 0 < self.repetition_penalty <= 10:
+        if not is_number(self.repetition_penalty) or not MIN_REPETITION <= self.repetition_penalty <= MAX_REPETITION:
             raise EngineError(
-                f"{self.repetition_penalty!r} is not above 0 and at most 10.", key="repetition_penalty", fix="use 1 for none."
+                f"{self.repetition_penalty!r} is not from {MIN_REPETITION:g} to {MAX_REPETITION:g}.",
+                key="repetition_penalty",
+                fix="use 1 for none.",
             )
         pairs = self.logit_bias
         if not isinstance(pairs, tuple) or not all(

@@ -172,7 +172,7 @@ class Call:
             while len(self._finished) < total and answering.stopped is None:
                 events = await answering.next_events(self.service.settings.keep_alive_seconds)
                 self._finished += [event.completion for event in events if isinstance(event, FinishEvent)]
-                told = b"".join([encoded(self._with_usage(chunk, job)) for chunk in job.answers.chunks(events)])
+                told = await self._told(job, events)
                 if told or time.monotonic() - quiet_since >= self.service.settings.keep_alive_seconds:
                     quiet_since = time.monotonic()
                     yield told or KEEP_ALIVE
@@ -189,6 +189,15 @@ class Call:
             timer.cancel()
             answering.stop("gone")
             self.close(CLIENT_GONE, "gone")
+
+    async def _told(self, job: Job, events: list[Event]) -> bytes:
+        """The chunks of some events, encoded; in a worker where logprobs of a whole prompt are among them, for they take long to spell."""
+
+        def told() -> bytes:
+            return b"".join([encoded(self._with_usage(chunk, job)) for chunk in job.answers.chunks(events)])
+
+        is_long = any(isinstance(event, FinishEvent) and event.completion.prompt_logprobs for event in events)
+        return await self.work(told) if is_long else told()
 
     @staticmethod
     def _with_usage(chunk: dict[str, Any], job: Job) -> dict[str, Any]:

@@ -156,6 +156,8 @@ class ChatRequest(SharedFields):
     functions: None = None
     function_call: None = None
     web_search_options: None = None
+    skip_special_tokens: bool | None = None
+    """Accepted, not used: thinking, content and calls are told apart by token id."""
 
 
 class AdapterName(Strict):

@@ -86,7 +86,9 @@ class DrainingServer(uvicorn.Server):
         """A signal: the first begins the end, the second hastens it."""
         now = time.monotonic()
         if self._drained_by is None:
-            self._drained_by = now + self._service.settings.drain_seconds
+            seconds, answers = self._service.settings.drain_seconds, self._service.admission.answers
+            LOG.warning("stopping: %d answers may end within %g s; a second signal ends them now", answers, seconds)
+            self._drained_by = now + seconds
             self._service.begin_stop()
         else:
             self._drained_by = now

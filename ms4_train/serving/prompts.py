@@ -88,9 +88,9 @@ class PromptMaker:
     def completions(self, fields: CompletionRequest, request_id: str, adapter: str | None, ticket: Ticket) -> list[GenerationRequest]:
         """The requests of a completion, one for each prompt. Arguments and errors as for ``chat``."""
         count = fields.n or 1
-        if count * prompt_count(fields) > self.settings.max_n:
+        if count * prompt_count(fields) > self.settings.max_answers:
             made = f"{count} for each of {prompt_count(fields)} prompts"
-            raise bad_request(f"At most {self.settings.max_n} answers are given; these are {made}.", "n", "too_many_answers")
+            raise bad_request(f"At most {self.settings.max_answers} answers are given; these are {made}.", "prompt", "too_many_answers")
         requests = []
         for index, prompt in enumerate(_prompts(fields)):
             if isinstance(prompt, str):

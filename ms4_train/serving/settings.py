@@ -35,7 +35,7 @@ class ServerSettings:
         max_held_bytes: of all bodies and image pixels that are held at once.
         max_prompt_tokens: None: what the engine's context leaves.
         max_tokens: of one answer; None: what the prompt leaves of the engine's context.
-        max_n: answers of one request, over all its prompts.
+        max_n: answers to one prompt.
         max_answers: computed or waiting at once; beyond it clients are told to come back.
         max_connections: open at once; beyond it new ones are closed.
         buffered_events: of one stream, that its client has not taken yet.

@@ -26,6 +26,7 @@ from ms4_train.model import Mistral4ForCausalLM
 
 _CONFIDENCE = 0.95
 _RESAMPLES = 2000
+_LOGGED = ("/score", "/high_minus_none", "/thinking_tokens", "/answer_tokens")
 
 
 class TaskEvaluation:
@@ -92,4 +93,6 @@ class TaskEvaluation:
                 client, store, self._plans, record, config=section.model_dump(mode="json", exclude={"store"}), progress=Progress()
             )
             evaluations = [plan.evaluation for plan in self._plans]
-            return flat_metrics(build_report(store, record, evaluations, confidence=_CONFIDENCE, resamples=_RESAMPLES))
+            metrics = flat_metrics(build_report(store, record, evaluations, confidence=_CONFIDENCE, resamples=_RESAMPLES))
+        # The store has everything; in a log of training these are enough.
+        return {key: value for key, value in metrics.items() if key.endswith(_LOGGED)}

@@ -27,6 +27,7 @@ def check(small, adapters=(), **fields) -> None:
         ({"sampling": SamplingParams(max_tokens=48)}, "r", "make 51, above max_context 50"),
         ({"adapter": "french", "sampling": SamplingParams(max_tokens=4)}, "adapter", "no adapter 'french'"),
         ({"sampling": SamplingParams(max_tokens=4, logit_bias=((90, 1.0),))}, "logit_bias", "beyond the vocabulary"),
+        ({"sampling": SamplingParams(max_tokens=4, stop_token_ids=(5, 91))}, "stop_token_ids", "token 91 is beyond the vocabulary"),
     ],
 )
 def test_each_refusal_names_its_field(small, fields, key, words) -> None:

@@ -34,7 +34,7 @@ def test_training_goes_as_without_it_and_scores_are_logged(folder, adapter) -> N
     losses = metrics(folder, f"{name}-with")
     assert len(losses) > 1
     assert losses == metrics(folder, f"{name}-without"), "generation has changed what is trained"
-    for key in ("high/score", "none/score", "high/total_chars"):
+    for key in ("high/score", "none/score", "high/thinking_tokens"):
         assert list(metrics(folder, f"{name}-with", key=f"eval/arithmetic_digits_6/{key}")) == [3, 6]
     with sqlite3.connect(folder / f"{name}-with" / "results.sqlite") as store:
         assert store.execute("select count(*) from samples").fetchone()[0] == 2 * 2 * 4
