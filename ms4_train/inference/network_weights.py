@@ -55,6 +55,7 @@ def network_weights(model: Mistral4ForCausalLM, names: Sequence[str] = ()) -> Ne
         llama4_beta=rope.llama_4_scaling_beta,
         llama4_original=rope.original_max_position_embeddings,
         latent_norm_eps=attention.q_a_layernorm.eps,
+        dequantised_to=attention.kv_a_layernorm.weight.dtype,
     )
 
 

@@ -42,7 +42,7 @@ def asked() -> tuple[list[dict], list[str]]:
 def server() -> Iterator[Served]:
     settings = {"max_body_bytes": 8 << 20, "stall_seconds": 0.5, "max_answers": 64}
     # Room for one answer of the longest length: of the sixteen that run, some are preempted again and again.
-    with served(seeing_engine(cache_tokens=1064, block_size=8), send_buffer=4096, **settings) as running:
+    with served(seeing_engine(max_context=384, cache_tokens=400, block_size=2, max_batch_size=32), send_buffer=4096, **settings) as running:
         yield running
 
 

@@ -87,6 +87,7 @@ static void widen_rows(const Matrix *w, int64_t expert, int first, int count, fl
                 int64_t absolute = expert * w->rows + row;
                 widen_nvfp4_row(codes + absolute * (columns / 2), stack->block_scale + absolute * (columns / 16), scale, columns / 16, out);
             }
+            for (int i = 0; w->rounds && i < columns; i++) out[i] = from_bf16(to_bf16(out[i]));
         }
     }
 }

@@ -10,6 +10,7 @@
 
 typedef struct {
     int32_t rows, columns; /* of one expert's matrix, where it is a stack */
+    int32_t rounds;        /* dequantised values are rounded to bf16 */
     Stack stack;
 } Matrix;
 

@@ -37,7 +37,7 @@ class CStack(ctypes.Structure):
 class CMatrix(ctypes.Structure):
     """``Matrix``."""
 
-    _fields_ = [("rows", _INT), ("columns", _INT), ("stack", CStack)]
+    _fields_ = [("rows", _INT), ("columns", _INT), ("rounds", _INT), ("stack", CStack)]
 
 
 class CLowRank(ctypes.Structure):
@@ -114,6 +114,7 @@ class NetworkDescription:
     def __init__(self, weights: NetworkWeights, pools: Sequence[Tensor]) -> None:
         self._kept: list[object] = [weights, list(pools)]
         self._max_rank = 1
+        self._rounds = int(weights.dequantised_to == torch.bfloat16)
         first = weights.layers[0]
         head = self._projection(weights.head)
         layers = (CLayer * len(weights.layers))(*(self._layer(layer, pool) for layer, pool in zip(weights.layers, pools, strict=True)))
@@ -165,7 +166,7 @@ class NetworkDescription:
         adapters = [self._adapter(projection.adapters.get(number, ())) for number in range(max(projection.adapters, default=-1) + 1)]
         array = (CAdapter * len(adapters))(*adapters)
         self._kept += [projection, array]
-        return CProjection(_matrix(projection.weight), len(adapters), ctypes.addressof(array) if adapters else None)
+        return CProjection(_matrix(projection.weight, self._rounds), len(adapters), ctypes.addressof(array) if adapters else None)
 
     def _adapter(self, pairs: Sequence[LowRank]) -> CAdapter:
         parts = (CLowRank * len(pairs))(*(CLowRank(_matrix(pair.a_ri), _matrix(pair.b_or), pair.scale) for pair in pairs))
@@ -196,13 +197,14 @@ def _down_pairs(lora: ExpertLora) -> list[LowRank]:
     return [LowRank(lora.down_a_ern, lora.down_b_edr, lora.down_scale)]
 
 
-def _matrix(matrix: Matrix) -> CMatrix:
+def _matrix(matrix: Matrix, rounds: int = 0) -> CMatrix:
     rows, columns = matrix.shape[-2:]
     if isinstance(matrix, Tensor):
-        return CMatrix(rows, columns, CStack(KINDS[matrix.dtype], 1, matrix.data_ptr(), rows * columns, None, None))
+        return CMatrix(rows, columns, 0, CStack(KINDS[matrix.dtype], 1, matrix.data_ptr(), rows * columns, None, None))
     if isinstance(matrix, Fp8Weight):
         scale = matrix.scale
-        return CMatrix(rows, columns, CStack(_FP8, scale.shape[-1], matrix.codes.data_ptr(), rows * columns, scale.data_ptr(), None))
+        stack = CStack(_FP8, scale.shape[-1], matrix.codes.data_ptr(), rows * columns, scale.data_ptr(), None)
+        return CMatrix(rows, columns, rounds, stack)
     assert isinstance(matrix, Nvfp4Weight)
     stack = CStack(
         _NVFP4,
@@ -212,4 +214,4 @@ def _matrix(matrix: Matrix) -> CMatrix:
         matrix.global_scale.data_ptr(),
         matrix.block_scale.data_ptr(),
     )
-    return CMatrix(rows, columns, stack)
+    return CMatrix(rows, columns, rounds, stack)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ms4_kernels.moe.lora import ExpertLora
@@ -97,6 +98,8 @@ class NetworkWeights:
         cos_sin_factor: on cosines and sines.
         llama4_beta, llama4_original: queries are scaled by ``1 + beta * ln(1 + floor(position / original))``.
         latent_norm_eps: of the norms inside attention.
+        dequantised_to: what quantised weights are rounded to as they are widened: the model's type, so that a model computes the same
+            whether it is kept quantised or was dequantised when it was read.
     """
 
     layers: list[LayerWeights]
@@ -117,3 +120,4 @@ class NetworkWeights:
     llama4_beta: float
     llama4_original: int
     latent_norm_eps: float = 1e-6
+    dequantised_to: torch.dtype = torch.float32

@@ -21,7 +21,7 @@ def specimens():
 
 
 def test_there_are_specimens_of_every_room_with_kernels():
-    assert {room.parts[0] for room in ROOMS} == {"cross_entropy", "moe", "routing"}
+    assert {room.parts[0] for room in ROOMS} == {"cross_entropy", "invariant", "latent_attention", "moe", "routing"}
 
 
 def test_arguments_are_complete():

@@ -110,7 +110,7 @@ def test_a_slow_reader_who_reads_gets_it_all() -> None:
             assert piece, "it was cut off"
             answer += piece
             time.sleep(0.02)
-        assert answer.count(b"data: ") > 10
+        assert answer.count(b"data: ") > 2
         assert b"data: [DONE]" in answer
         assert time.monotonic() - began > 0.3
 
