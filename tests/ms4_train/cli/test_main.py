@@ -181,3 +181,19 @@ def test_a_defect_of_ours_shows_a_traceback(monkeypatch):
     monkeypatch.setattr("ms4_train.cli.main.app", probe)
     with pytest.raises(ZeroDivisionError):
         main([])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=["unset", "kept", "policy"],
+)
+def test_idle_threads_may_sleep_unless_the_user_says_otherwise(monkeypatch, before, after) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert os.environ.get("GOMP_SPINCOUNT") == after
+    os.environ.pop("GOMP_SPINCOUNT", None)
