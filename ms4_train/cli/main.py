@@ -70,7 +70,7 @@ def _root(
 def _let_threads_sleep() -> None:
     """Let OpenMP's idle threads wait for some 0.1 ms, not for some 10, before they sleep; it reads this when torch is loaded.
 
-    On a machine with other work the thread that waits holds the core that the other one needs: generation is five times slower then.
+    On a machine with other work the thread that waits holds the core that the other one needs: generation is several times slower then.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")

@@ -99,7 +99,8 @@ def _words(details: ErrorDetails, model: type[Section], path: KeyPath, values: A
     if kind == "too_short":
         return "the list is empty.", f"give at least {context['min_length']} entry."
     if kind == "union_tag_invalid":
-        return f"{_shown(context['tag'])} is not one of the choices.", f"write {context['discriminator']}: {context['expected_tags']}."
+        choices = context["expected_tags"].replace("'", "").replace(", ", " or ")
+        return f"{_shown(context['tag'])} is not one of the choices.", f"write {context['discriminator'].strip(chr(39))}: {choices}."
     if kind == "union_tag_not_found":
         return f"the key {context['discriminator']} is missing.", "add it; it says which kind of entry this is."
     if kind == "value_error":

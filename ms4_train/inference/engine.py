@@ -26,7 +26,6 @@ from ms4_train.inference.adapters import AdapterRegistry
 from ms4_train.inference.checks import check_bounds, check_request
 from ms4_train.inference.detokenize import EngineTokenizer
 from ms4_train.inference.memory import cache_blocks
-from ms4_train.inference.native_runner import NativeRunner
 from ms4_train.inference.paged_cache import CACHE_DTYPES, PagedLatentCache
 from ms4_train.inference.request import Completion, EngineStats, Event, FinishEvent, GenerationRequest, Progress
 from ms4_train.inference.run import Run
@@ -282,8 +281,7 @@ class Engine:
             max_running=self.max_batch_size,
             token_budget=self.token_budget,
             prefix_cache=self.prefix_cache,
-            # The compiled runner's bits never depend on company, so neither may those of its images.
-            images_apart=self.deterministic or isinstance(runner, NativeRunner),
+            images_apart=runner.is_invariant,
         )
 
     def _opened(self) -> Run:

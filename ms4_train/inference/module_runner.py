@@ -65,6 +65,11 @@ class ModuleRunner:
         longest = min(self._model.config.max_position_embeddings, self._cache.num_blocks * self._cache.block_size)
         return -(-longest // self._cache.block_size)
 
+    @property
+    def is_invariant(self) -> bool:
+        """In deterministic mode."""
+        return self._deterministic
+
     def open(self) -> None:
         """Put the model into evaluation mode and compute what all steps need. Weights must not change until :meth:`close`."""
         self._modes = {module: module.training for module in self._model.modules()}

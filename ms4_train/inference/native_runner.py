@@ -55,6 +55,11 @@ class NativeRunner:
         self._numbers: dict[str | None, int] = {}
         self._modes: list[tuple[nn.Module, bool]] = []
 
+    @property
+    def is_invariant(self) -> bool:
+        """Always: every sum has one order."""
+        return True
+
     def open(self) -> None:
         """Take the addresses of the weights. Values may change while it is open, as far as this runner is concerned; modules may not.
 

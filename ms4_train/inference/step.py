@@ -54,6 +54,11 @@ class StepPiece:
 class Runner(Protocol):
     """Computes steps with one model and one cache; opened before the first step, closed after the last."""
 
+    @property
+    def is_invariant(self) -> bool:
+        """Whether a token's result is the same bits whatever else is in the step; what feeds it must then not depend on company either."""
+        ...
+
     def open(self) -> None:
         """Prepare the model: evaluation mode, whatever is computed once. Weights must not change until :meth:`close`."""
         ...

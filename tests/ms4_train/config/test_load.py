@@ -78,7 +78,7 @@ def test_every_problem_is_reported_at_once_with_its_line(load, tmp_path):
         (GOOD + "seed: 1\nseed: 2\n", 14, None, "'seed' stands twice"),
         (GOOD.replace("runs/x", "&x y"), 2, None, "anchors"),
         (EVAL.replace("aime,", "aime, kind: digits,"), 4, "tasks.0.kind", "unknown key"),
-        (EVAL.replace("task: arithmetic", "task: math"), 5, "tasks.1", "'math' is not one of the choices.*'aime', 'arithmetic'"),
+        (EVAL.replace("task: arithmetic", "task: math"), 5, "tasks.1", "'math' is not one of the choices.*write task: aime or arithmetic"),
         (EVAL.replace("task: arithmetic", "limit: 1"), 5, "tasks.1", "key 'task' is missing"),
         (EVAL.replace("[2024]", "[2023]"), 4, "tasks.0.years.0", "2023 is not one of the choices"),
         ("", 1, "recipe", "missing"),
