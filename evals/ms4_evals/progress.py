@@ -33,7 +33,9 @@ class Progress:
             disable=console is None or not console.is_terminal,
         )
         self._ids: dict[tuple[str, str], TaskID] = {}
+        self._grading: TaskID | None = None
         self._started = self._shown = 0.0
+        self.errors = 0
 
     def __enter__(self) -> Progress:
         self._started = time.monotonic()
@@ -47,9 +49,22 @@ class Progress:
         """Announce the samples of a task and mode, of which some are finished already."""
         self._ids[task, mode] = self._bars.add_task(f"{task} {mode}", total=total, completed=finished, rate="")
 
-    def finish(self, task: str, mode: str) -> None:
+    def finish(self, task: str, mode: str, *, is_error: bool = False) -> None:
         """One more sample is finished."""
         self._bars.advance(self._ids[task, mode])
+        self.errors += is_error
+        if is_error:
+            self._bars.update(self._ids[task, mode], description=f"{task} {mode} [red]{self.errors} errors[/red]")
+
+    def grade(self, waiting: int) -> None:
+        """Everything is drawn; so many samples wait for their verdict."""
+        if waiting:
+            self._grading = self._bars.add_task("grading", total=waiting, rate="")
+
+    def graded(self) -> None:
+        """One more verdict has come."""
+        if self._grading is not None:
+            self._bars.advance(self._grading)
 
     def tokens(self, generated: int) -> None:
         """So many tokens have been generated since the drawing began."""

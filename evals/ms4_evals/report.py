@@ -1,32 +1,40 @@
 """The report of one run: a function of its stored samples, byte for byte.
 
-It holds no time, no path and no order of arrival, so a run that was killed and went on gives the same bytes as one that was not.
+It holds no time, no speed, no path and no order of arrival, so a run that was killed and went on gives the same bytes as one that was not.
 Exercise it: ``pytest tests/evals/ms4_evals/test_report.py``.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ms4_evals.report_text import to_markdown
-from ms4_evals.statistics.summary import Summary, compare_modes, summarise
-from ms4_evals.store.records import Evaluation, GradedSample, RunRecord
+from ms4_evals.report_values import pairing_values, rounded, summary_values
+from ms4_evals.statistics.pairs import compare_pairs
+from ms4_evals.statistics.stored import read_summary
+from ms4_evals.statistics.summary import Summary
+from ms4_evals.store.records import Evaluation, RunRecord
 from ms4_evals.store.results import ResultStore
-from ms4_train.storage import atomic_write_text, storage_errors
+from ms4_evals.token_counts import TOKENIZER_NAME
+from ms4_train.storage import atomic_write_bytes, atomic_write_text, storage_errors
 
-REPORT_FORMAT = "ms4-report/1"
-_DIGITS = 6
-_LISTED_DISAGREEMENTS = 50
-_EXCERPT_CHARACTERS = 200
+__all__ = ["REPORT_FORMAT", "build_report", "file_name_part", "rounded", "summary_values", "write_report"]
+
+REPORT_FORMAT = "ms4-report/2"
 
 
 def build_report(
-    store: ResultStore, run: RunRecord, evaluations: Sequence[Evaluation], *, confidence: float, resamples: int
+    store: ResultStore,
+    run: RunRecord,
+    evaluations: Sequence[Evaluation],
+    *,
+    confidence: float,
+    resamples: int,
+    allow_errors: bool = False,
 ) -> dict[str, Any]:
     """The report of a run as JSON values.
 
@@ -36,27 +44,39 @@ def build_report(
         evaluations: what the report covers.
         confidence: of every interval.
         resamples: of the bootstrap.
+        allow_errors: give scores although samples are missing, ungraded or errors; the report says how many were left out.
     """
-    summaries = [summarise(evaluation, store.graded_samples(run.run_id, evaluation), confidence=confidence) for evaluation in evaluations]
-    boards: dict[str, list[Summary]] = {}
-    for summary in summaries:
-        boards.setdefault(summary.evaluation.board_id, []).append(summary)
-    return {
-        "format": REPORT_FORMAT,
-        "label": run.label,
-        "run_id": run.run_id,
-        "seed": run.seed,
-        "model": dict(run.model),
-        "versions": store.versions(run.run_id),
-        "confidence": confidence,
-        "bootstrap_samples": resamples,
-        "complete": all(summary.is_complete for summary in summaries),
-        "tasks": [_task_values(board, run.seed, confidence, resamples) for board in boards.values()],
-    }
+    with store.snapshot():
+        summaries = [read_summary(store, run.run_id, evaluation, confidence=confidence)[0] for evaluation in evaluations]
+        boards: dict[str, list[Summary]] = {}
+        for summary in summaries:
+            boards.setdefault(summary.evaluation.board_id, []).append(summary)
+        return {
+            "format": REPORT_FORMAT,
+            "label": run.label,
+            "run_id": run.run_id,
+            "seed": run.seed,
+            "model": dict(run.model),
+            "versions": store.versions(run.run_id),
+            "token_counter": TOKENIZER_NAME,
+            "confidence": confidence,
+            "bootstrap_samples": resamples,
+            "complete": all(summary.is_complete for summary in summaries),
+            "allow_errors": allow_errors,
+            "tasks": [
+                task_values(board, store, seed=run.seed, confidence=confidence, resamples=resamples, allow_errors=allow_errors)
+                for board in boards.values()
+            ],
+        }
 
 
-def write_report(report: dict[str, Any], folder: Path) -> tuple[Path, Path]:
+def write_report(report: dict[str, Any], folder: Path, *, plots: Mapping[str, bytes] | None = None) -> tuple[Path, Path]:
     """Write a report as JSON and as Markdown; returns the two paths, which carry the run's label and the start of its id.
+
+    Args:
+        report: from ``build_report``.
+        folder: made where it is not there.
+        plots: PNG images by name (``plots.report_plots``), written beside the two and shown in the Markdown.
 
     Raises:
         StorageError: a file cannot be written.
@@ -65,8 +85,11 @@ def write_report(report: dict[str, Any], folder: Path) -> tuple[Path, Path]:
         folder.mkdir(parents=True, exist_ok=True)
     stem = f"{file_name_part(report['label'])}-{report['run_id'][:8]}"
     json_path, text_path = folder / f"{stem}.json", folder / f"{stem}.md"
+    images = {name: f"{stem}-{name}.png" for name in plots or {}}
+    for name, data in (plots or {}).items():
+        atomic_write_bytes(folder / images[name], data)
     atomic_write_text(json_path, json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    atomic_write_text(text_path, to_markdown(report))
+    atomic_write_text(text_path, to_markdown(report, images=images))
     return json_path, text_path
 
 
@@ -75,70 +98,37 @@ def file_name_part(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-.")[:60] or "run"
 
 
-def summary_values(summary: Summary) -> dict[str, Any]:
-    """A summary as JSON values, numbers rounded to six digits."""
-    evaluation = summary.evaluation
-    return rounded(
-        {
-            "mode": evaluation.mode,
-            "column_id": evaluation.column_id,
-            "sampling": dict(evaluation.sampling),
-            "samples_per_problem": evaluation.samples,
-            "planned": evaluation.planned,
-            "graded": summary.graded,
-            "missing": summary.missing,
-            "complete": summary.is_complete,
-            "score": dataclasses.asdict(summary.score) if summary.score else None,
-            "verdicts": dict(summary.verdicts),
-            "at_token_limit": summary.at_limit,
-            "open_thinking": summary.open_thinking,
-            "pass_at": {str(k): value for k, value in summary.pass_at.items()},
-            "cons_at": {str(k): value for k, value in summary.cons_at.items()},
-            "lengths": {
-                name: {group: dataclasses.asdict(value) if value else None for group, value in groups.items()}
-                for name, groups in summary.lengths.items()
-            },
-            "second_opinion": dict(summary.opinions),
-            "disagreements": [_disagreement(sample) for sample in summary.disagreements[:_LISTED_DISAGREEMENTS]],
-        }
-    )
+def task_values(
+    board: Sequence[Summary], store: ResultStore | None, *, seed: int, confidence: float, resamples: int, allow_errors: bool
+) -> dict[str, Any]:
+    """One board of one run as JSON values: its modes, and high - none where it has one column of each.
 
-
-def rounded(value: Any) -> Any:
-    """The same JSON values with every float rounded to six digits."""
-    if isinstance(value, float):
-        return round(value, _DIGITS)
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    return value
-
-
-def _task_values(board: Sequence[Summary], seed: int, confidence: float, resamples: int) -> dict[str, Any]:
+    Args:
+        board: summaries of one board.
+        store: where the ends of disputed answers are read from; None leaves them out.
+        seed, resamples: of the bootstrap.
+        confidence: of the intervals of the difference.
+        allow_errors: as in ``build_report``.
+    """
     evaluation = board[0].evaluation
-    modes = {summary.evaluation.mode: summary for summary in board}
-    difference = None
-    if "high" in modes and "none" in modes:
-        difference = compare_modes(modes["high"], modes["none"], confidence=confidence, resamples=resamples, seed=seed)
+    by_mode = {mode: [summary for summary in board if summary.evaluation.mode == mode] for mode in ("high", "none")}
+    pairing = None
+    # Two columns of one mode (the sampling was changed) leave open which of them would be meant.
+    if all(len(summaries) == 1 for summaries in by_mode.values()):
+        pairing = compare_pairs(
+            by_mode["high"][0],
+            by_mode["none"][0],
+            confidence=confidence,
+            resamples=resamples,
+            seed=seed,
+            allow_errors=allow_errors,
+        )
     return {
         "task": evaluation.task,
         "title": evaluation.title,
         "board_id": evaluation.board_id,
         "grader": evaluation.grader_id,
         "problems": len(evaluation.problems),
-        "high_minus_none": rounded(dataclasses.asdict(difference)) if difference else None,
-        "modes": [summary_values(summary) for summary in board],
-    }
-
-
-def _disagreement(sample: GradedSample) -> dict[str, Any]:
-    return {
-        "problem": sample.problem_id,
-        "sample": sample.sample_index,
-        "gold": sample.gold,
-        "extracted": sample.extracted,
-        "verdict": sample.verdict,
-        "second_opinion": sample.opinion,
-        "end_of_answer": sample.answer[-_EXCERPT_CHARACTERS:],
+        "high_minus_none": pairing_values(pairing) if pairing else None,
+        "modes": [summary_values(summary, store, allow_errors=allow_errors) for summary in board],
     }

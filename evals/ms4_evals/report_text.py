@@ -5,18 +5,24 @@ Exercise it: ``pytest tests/evals/ms4_evals/test_report_text.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from ms4_evals.outside_text import one_line
+from ms4_evals.markdown import counted, in_code, in_table, interval, number, p_value, percent, points, table
+from ms4_evals.statistics.breakdowns import OUTPUT_TOKENS
 
-_LENGTH_ROWS = (
+__all__ = ["in_table", "percent", "to_markdown"]
+
+LENGTH_ROWS = (
     ("thinking", "characters", "thinking_chars"),
     ("final answer", "characters", "answer_chars"),
     ("both", "characters", "total_chars"),
     ("thinking", "tokens", "thinking_tokens"),
     ("final answer", "tokens", "answer_tokens"),
     ("both", "tokens", "total_tokens"),
+    ("thinking", "tokens by the server", "usage_thinking_tokens"),
+    ("both", "tokens by the server", "usage_tokens"),
+    ("prompt", "tokens by the server", "prompt_tokens"),
 )
 
 _METHODS = {
@@ -25,126 +31,214 @@ _METHODS = {
 }
 
 
-def to_markdown(report: dict[str, Any]) -> str:
-    """The report as Markdown: scores, the paired difference, lengths, repeats, disagreements."""
+def to_markdown(report: dict[str, Any], *, images: Mapping[str, str] | None = None) -> str:
+    """The report as Markdown: scores, the paired difference, lengths, repeats, breakdowns, disagreements.
+
+    Args:
+        report: from ``build_report``.
+        images: file names beside the report, by name.
+    """
     lines = [f"# {in_table(report['label'])}", ""]
     if not report["complete"]:
-        lines += ["**Not complete: samples are missing or ended in errors. Scores are of the graded samples only.**", ""]
+        lines += [_warning(report), ""]
     for task in report["tasks"]:
-        lines += _task_lines(task, report["confidence"])
+        lines += _task_lines(task, report["confidence"], report["token_counter"])
+    lines += [line for name, file in (images or {}).items() for line in (f"![{name}]({file})", "")]
     lines += ["## Run", "", f"- run `{report['run_id'][:16]}`, seed {report['seed']}"]
-    lines += [f"- {key}: `{in_table(str(value))}`" for key, value in report["model"].items() if value is not None]
-    lines += ["- versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()) for versions in report["versions"]]
+    lines += [f"- {in_table(key)}: {in_code(str(value))}" for key, value in report["model"].items() if value is not None]
+    lines += [
+        "- versions: " + ", ".join(f"{in_table(name)} {in_table(str(number))}" for name, number in versions.items())
+        for versions in report["versions"]
+    ]
     return "\n".join(lines) + "\n"
 
 
-def percent(share: float) -> str:
-    """A share as a percentage with one decimal."""
-    return f"{100 * share:.1f}"
+def left_out_text(mode: dict[str, Any]) -> str:
+    """``3 errors, 2 ungraded, 5 missing``."""
+    counts = {"errors": mode["verdicts"]["error"], "ungraded": mode["ungraded"], "missing": mode["missing"]}
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
 
 
-def in_table(text: str) -> str:
-    """Outside text made fit for a cell of a Markdown table."""
-    return one_line(text).replace("|", "\\|").replace("`", "'")
+def _warning(report: dict[str, Any]) -> str:
+    modes = [mode for task in report["tasks"] for mode in task["modes"]]
+    left_out, planned = (sum(mode[key] for mode in modes) for key in ("left_out", "planned"))
+    if report["allow_errors"]:
+        return (
+            f"**Not complete: {left_out:,} of {planned:,} samples are missing, ungraded or errors, and are left out of every score."
+            " They are not a random part, so the scores may be too high.**"
+        )
+    return f"**Not complete: {left_out:,} of {planned:,} samples are missing, ungraded or errors. Tasks and modes with such samples have no score.**"
 
 
-def _task_lines(task: dict[str, Any], confidence: float) -> list[str]:
+def _task_lines(task: dict[str, Any], confidence: float, token_counter: str) -> list[str]:
+    level = f"{100 * confidence:g} %"
     lines = [
         f"## {in_table(task['title'])}",
         "",
-        f"board `{task['board_id'][:12]}`, grader {task['grader']}, {task['problems']} problems",
+        f"board `{task['board_id'][:12]}`, grader {in_table(task['grader'])}, {task['problems']} problems",
         "",
     ]
-    lines += _table(
-        [
-            "mode",
-            "score %",
-            f"{100 * confidence:g} % interval",
-            "SE (problems)",
-            "SE (runs)",
-            "graded",
-            "wrong",
-            "no answer",
-            "truncated",
-            "at limit",
-            "errors",
-            "missing",
-            "column",
-        ],
+    lines += table(
+        ["mode", "score %", f"{level} interval", "SE (problems)", "SE (runs)", "samples per problem", "graded", "left out", "column"],
         [_score_row(mode) for mode in task["modes"]],
     )
-    difference = task["high_minus_none"]
-    if difference:
-        lines += [
-            f"high - none: **{100 * difference['value']:+.1f} points**, {100 * confidence:g} % interval"
-            f" {100 * difference['low']:+.1f} to {100 * difference['high']:+.1f} ({_METHODS[difference['method']]})",
-            "",
-        ]
-    lines += _table(
-        ["length of", "in", "mode", "mean", "median", "90th percentile", "longest", "mean, correct", "mean, not correct"],
-        [_length_row(part, unit, name, mode) for part, unit, name in _LENGTH_ROWS for mode in task["modes"]],
+    lines += table(
+        ["mode", "correct", "wrong", "no answer", "truncated", "at token limit", "open thinking", "errors", "ungraded", "missing"],
+        [_count_row(mode) for mode in task["modes"]],
     )
-    if any(mode["samples_per_problem"] > 1 for mode in task["modes"]):
-        lines += _table(
-            ["mode", "k", "pass@k %", "cons@k %"],
-            [
-                [mode["mode"], k, percent(value), percent(mode["cons_at"][k])]
-                for mode in task["modes"]
-                for k, value in mode["pass_at"].items()
-            ],
-        )
-    return lines + _opinion_lines(task)
+    lines += _class_lines(task)
+    lines += _difference_lines(task["high_minus_none"], level)
+    lines += _length_lines(task, token_counter)
+    lines += table(
+        ["mode", "k", "pass@k %", "cons@k %"],
+        [
+            [mode["mode"], k, percent(value), percent(mode["cons_at"].get(k))]
+            for mode in task["modes"]
+            for k, value in mode["pass_at"].items()
+            if mode["samples_per_problem"] > 1
+        ],
+    )
+    lines += _breakdown_lines(task, level)
+    lines += table(
+        ["mode", "cost", "per sample", "per correct answer", "samples with a price"],
+        [
+            [mode["mode"], *(_price(cost[key]) for key in ("total", "per_sample", "per_correct")), f"{cost['samples']:,}"]
+            for mode in task["modes"]
+            if (cost := mode["cost"])
+        ],
+    )
+    return lines + _second_lines(task, level)
 
 
 def _score_row(mode: dict[str, Any]) -> list[str]:
-    score, verdicts = mode["score"], mode["verdicts"]
-    numbers = ["-"] * 4
+    score = mode["score"]
+    numbers = ["refused", "-", "-", "-"]
     if score:
-        interval = f"{percent(score['low'])} to {percent(score['high'])}"
-        numbers = [percent(score["value"]), interval, _optional(score["standard_error"]), _optional(score["standard_error_runs"])]
-    counts = [mode["graded"], verdicts["wrong"], verdicts["no-answer"], verdicts["truncated"], mode["at_token_limit"]]
-    return [mode["mode"], *numbers, *map(str, counts), str(verdicts["error"]), str(mode["missing"]), f"`{mode['column_id'][:12]}`"]
+        numbers = [percent(score["value"]), interval(score), percent(score["standard_error"]), percent(score["standard_error_runs"])]
+    counts = [f"{mode[key]:,}" for key in ("samples_per_problem", "graded")]
+    return [mode["mode"], *numbers, *counts, left_out_text(mode) or "0", f"`{mode['column_id'][:12]}`"]
 
 
-def _length_row(part: str, unit: str, name: str, mode: dict[str, Any]) -> list[str]:
-    groups = mode["lengths"][name]
-    every = groups["all"]
-    if every is None:
-        return [part, unit, mode["mode"], *["-"] * 6]
-    means = [f"{groups[group]['mean']:,.1f}" if groups[group] else "-" for group in ("correct", "not_correct")]
-    return [
-        part,
-        unit,
-        mode["mode"],
-        f"{every['mean']:,.1f}",
-        f"{every['median']:,.1f}",
-        f"{every['p90']:,.0f}",
-        f"{every['maximum']:,}",
-        *means,
+def _count_row(mode: dict[str, Any]) -> list[str]:
+    verdicts = mode["verdicts"]
+    counts = [*(verdicts[name] for name in ("correct", "wrong", "no-answer", "truncated")), mode["at_token_limit"], mode["open_thinking"]]
+    return [mode["mode"], *(f"{count:,}" for count in (*counts, verdicts["error"], mode["ungraded"], mode["missing"]))]
+
+
+def _class_lines(task: dict[str, Any]) -> list[str]:
+    lines = [
+        f"- {words}, {mode['mode']}: {counted(mode[key])}"
+        for key, words in (("failure_classes", "failures by class"), ("error_classes", "errors by class"))
+        for mode in task["modes"]
+        if mode[key]
     ]
-
-
-def _opinion_lines(task: dict[str, Any]) -> list[str]:
-    lines: list[str] = []
-    for mode in task["modes"]:
-        counts = mode["second_opinion"]
-        if sum(counts.values()):
-            lines.append(
-                f"- second opinion (math-verify), {mode['mode']}: agrees on {counts['agree']}, disagrees on {counts['disagree']},"
-                f" failed on {counts['failed']}"
-            )
-        lines += [
-            f"  - {item['problem']}, sample {item['sample']}: gold {item['gold']}, read `{in_table(str(item['extracted']))}`"
-            f" ({item['verdict']}), math-verify says {item['second_opinion']}"
-            for item in mode["disagreements"]
-        ]
     return [*lines, ""] if lines else []
 
 
-def _optional(share: float | None) -> str:
-    return "-" if share is None else percent(share)
+def _difference_lines(difference: dict[str, Any] | None, level: str) -> list[str]:
+    if difference is None:
+        return []
+    lines = [
+        f"high - none: **{points(difference['value'])} points**, {level} interval {points(difference['low'])} to"
+        f" {points(difference['high'])} ({_METHODS[difference['method']]})",
+        "",
+    ]
+    return lines + test_lines(difference, "high", "none")
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    marks = ["---"] + ["---:"] * (len(header) - 1)
-    return [f"| {' | '.join(cells)} |" for cells in (header, marks, *rows)] + [""]
+def test_lines(pairing: dict[str, Any], first: str, second: str) -> list[str]:
+    """The exact tests of a comparison, in words."""
+    lines: list[str] = []
+    counts = pairing["mcnemar"]
+    if counts:
+        lines.append(
+            f"- exact McNemar on the first sample of each problem: {counts['first_only']} only {first}, {counts['second_only']} only {second},"
+            f" {counts['both']} both, {counts['neither']} neither; p = {p_value(counts['p_value'])}"
+        )
+    if pairing["sign_flip_p"] is not None:
+        lines.append(f"- exact sign-flip test on all samples, by problem: p = {p_value(pairing['sign_flip_p'])}")
+    return [*lines, ""] if lines else []
+
+
+def _length_lines(task: dict[str, Any], token_counter: str) -> list[str]:
+    header = ["length of", "in", "mode", "samples", "mean", "median", "90th percentile", "longest", "mean, correct", "mean, not correct"]
+    rows = [
+        _length_row(part, unit, mode["mode"], groups)
+        for part, unit, name in LENGTH_ROWS
+        for mode in task["modes"]
+        if (groups := mode["lengths"][name])["all"]
+    ]
+    note = f"Tokens are of both texts, counted anew with {token_counter} for every model; tokens by the server are its own count."
+    return [*table(header, rows), note, ""] if rows else []
+
+
+def _length_row(part: str, unit: str, mode: str, groups: dict[str, Any]) -> list[str]:
+    every = groups["all"]
+    means = [number(groups[group]["mean"]) if groups[group] else "-" for group in ("correct", "not_correct")]
+    numbers = [f"{every['count']:,}", number(every["mean"]), number(every["median"]), number(every["p90"], 0), number(every["maximum"], 0)]
+    return [part, unit, mode, *numbers, *means]
+
+
+def _breakdown_lines(task: dict[str, Any], level: str) -> list[str]:
+    lines = table(
+        ["mode", "score % without errata", f"{level} interval", "with errata"],
+        [
+            [mode["mode"], percent(mode["without_errata"]["value"]), interval(mode["without_errata"]), percent(mode["score"]["value"])]
+            for mode in task["modes"]
+            if mode["without_errata"]
+        ],
+    )
+    names = list(dict.fromkeys(name for mode in task["modes"] for name in mode["breakdowns"]))
+    for name in names:
+        words = "tokens of output" if name == OUTPUT_TOKENS else in_table(name.replace("_", " "))
+        rows = [
+            [
+                in_table(part["value"]),
+                mode["mode"],
+                f"{part['problems']:,}",
+                f"{part['samples']:,}",
+                percent(part["score"]["value"]),
+                interval(part["score"]),
+                number(part["mean_chars"], 0),
+                number(part["mean_tokens"], 0),
+            ]
+            for mode in task["modes"]
+            for part in mode["breakdowns"].get(name, [])
+        ]
+        lines += table([words, "mode", "problems", "samples", "score %", f"{level} interval", "characters", "tokens"], rows)
+    return lines
+
+
+def _second_lines(task: dict[str, Any], level: str) -> list[str]:
+    lines: list[str] = []
+    for mode in task["modes"]:
+        counts, second = mode["second_opinion"], mode["second_grader"]
+        if second:
+            kappa = "" if second["kappa"] is None else f", kappa {second['kappa']:.3f}"
+            lines.append(
+                f"- second grader ({in_table(second['name'])}), {mode['mode']}: {percent(second['score']['value'])} % ({level} interval"
+                f" {interval(second['score'])}) of {second['samples']:,} samples, on which the verdicts give"
+                f" {percent(second['first_score']['value'])} %{kappa}"
+            )
+        if sum(counts.values()):
+            lines.append(
+                f"- second opinion, {mode['mode']}: agrees on {counts['agree']:,}, disagrees on {counts['disagree']:,},"
+                f" failed on {counts['failed']:,}"
+            )
+        lines += [_disagreement_line(item) for item in mode["disagreements"]]
+        if counts["disagree"] > len(mode["disagreements"]):
+            lines.append(f"  - and {counts['disagree'] - len(mode['disagreements']):,} more")
+    return [*lines, ""] if lines else []
+
+
+def _disagreement_line(item: dict[str, Any]) -> str:
+    noted = f", {item['class']}" if item.get("class") else ""
+    read = "nothing" if item["extracted"] is None else in_code(item["extracted"])
+    return (
+        f"  - {in_table(item['problem'])}, sample {item['sample']}: gold {in_code(item['gold'])}, read {read}"
+        f" ({item['verdict']}{in_table(noted)}), the second grader says {item['second_opinion']}"
+    )
+
+
+def _price(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.6g}"

@@ -1,25 +1,28 @@
 """Runs evaluations: plan, leave out what the store holds, draw the rest, grade, store; then ask for second opinions.
 
-Every sample is committed the moment it is there, so a run that is killed anywhere goes on from its store and repeats nothing that was
-finished. Exercise it: ``pytest tests/evals/ms4_evals/test_runner.py``.
+Every sample is committed the moment it is there, and graded beside the drawing, so a run that is killed anywhere goes on from its store and
+repeats nothing that was finished. Exercise it: ``pytest tests/evals/ms4_evals/test_runner.py``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ms4_evals.clients.base import Client, SampleAnswer, SampleRequest
-from ms4_evals.graders.integer import Grade
+from ms4_evals.graders.base import MATH_VERIFY
 from ms4_evals.graders.second_opinion import SecondOpinion
+from ms4_evals.grading import DEFAULT_WORKERS, Grading
 from ms4_evals.identity import sample_seed
 from ms4_evals.progress import Progress
 from ms4_evals.store.records import Evaluation, PlannedProblem, RunRecord, Sample
 from ms4_evals.store.results import ResultStore
 from ms4_evals.tasks.base import MODES, Mode, Task, TaskProblem, board_id, column_id, grading_id, prompt_id, sampling_id
-from ms4_train.config.evaluation import ModesSection
+from ms4_evals.token_counts import count_tokens
+from ms4_train.config.eval_tasks import ModesSection
 from ms4_train.errors import EvaluationError
 
 _OPINIONS_PER_COMMIT = 100
@@ -41,11 +44,15 @@ class Outcome:
         reused: samples that the store held already.
         drawn: samples drawn now, errors included.
         errors: samples that ended in an error now; they are drawn again when the run is started again.
+        ungraded: answers that have no verdict because their grader failed; they are graded when the run is started again.
+        grader_failures: what some of those failures were.
     """
 
     reused: int
     drawn: int
     errors: int
+    ungraded: int = 0
+    grader_failures: tuple[str, ...] = ()
 
 
 def make_plans(tasks: Sequence[Task], modes: ModesSection) -> list[Plan]:
@@ -71,6 +78,7 @@ def run_evaluations(
     config: Mapping[str, Any],
     progress: Progress,
     second_opinion: SecondOpinion | None = None,
+    workers: int = DEFAULT_WORKERS,
 ) -> Outcome:
     """Draw, grade and store every planned sample that the store does not hold yet.
 
@@ -82,30 +90,36 @@ def run_evaluations(
         config: recorded with the run.
         progress: told what happens.
         second_opinion: asked about integer answers; default: one of its own.
+        workers: threads for graders that run programs or ask judges.
 
     Raises:
         MS4Error: the client or the store cannot go on; everything finished until then is stored.
     """
     store.register(run, config, client.versions(), [plan.evaluation for plan in plans])
-    _grade_again(store, plans, run)
-    drawing = _Drawing(store, run, progress)
-    # Thinking takes longest, so it starts first: the short direct answers then fill the batch towards the end.
-    for plan in sorted(plans, key=lambda plan: plan.evaluation.mode != "high"):
-        drawing.want(plan)
-    drawing.draw(client)
+    with Grading(store, workers=workers, on_grade=progress.graded) as grading:
+        _grade_again(store, plans, run, grading)
+        drawing = _Drawing(store, run, progress, grading)
+        # Thinking takes longest, so it starts first: the short direct answers then fill the batch towards the end.
+        for plan in sorted(plans, key=lambda plan: plan.evaluation.mode != "high"):
+            drawing.want(plan)
+        with progress:
+            drawing.draw(client)
+            progress.grade(grading.waiting)
+            grading.finish()
     with contextlib.nullcontext(second_opinion) if second_opinion else SecondOpinion() as second:
         _ask_second_opinions(store, plans, run, second)
-    return Outcome(reused=drawing.reused, drawn=drawing.drawn, errors=drawing.errors)
+    return Outcome(drawing.reused, drawing.drawn, drawing.errors, grading.failed, tuple(grading.failures))
 
 
 class _Drawing:
     """The samples of one run that are still to be drawn."""
 
-    def __init__(self, store: ResultStore, run: RunRecord, progress: Progress) -> None:
+    def __init__(self, store: ResultStore, run: RunRecord, progress: Progress, grading: Grading) -> None:
         self._store = store
         self._run = run
         self._progress = progress
-        self._wanted: dict[str, tuple[SampleRequest, Plan, PlannedProblem]] = {}
+        self._grading = grading
+        self._wanted: dict[str, tuple[SampleRequest, Plan, TaskProblem, PlannedProblem]] = {}
         self.reused = self.drawn = self.errors = 0
 
     def want(self, plan: Plan) -> None:
@@ -113,26 +127,30 @@ class _Drawing:
         evaluation = plan.evaluation
         finished = self._store.finished(self._run.run_id, evaluation)
         self.reused += len(finished)
-        for index in range(evaluation.samples):
-            for problem, planned in zip(plan.task.problems, evaluation.problems, strict=True):
-                if (problem.problem_id, index) not in finished:
-                    request = _sample_request(plan, problem, index, self._run.seed)
-                    self._wanted[request.request_id] = (request, plan, planned)
+        pairs = list(zip(plan.task.problems, evaluation.problems, strict=True))
+        indices = range(evaluation.samples)
+        if plan.task.groups_samples:
+            order = [(index, *pair) for pair in pairs for index in indices]
+        else:
+            order = [(index, *pair) for index in indices for pair in pairs]
+        for index, problem, planned in order:
+            if (problem.problem_id, index) not in finished:
+                request = _sample_request(plan, problem, index, self._run.seed)
+                self._wanted[request.request_id] = (request, plan, problem, planned)
         self._progress.add_samples(evaluation.task, evaluation.mode, evaluation.planned, len(finished))
 
     def draw(self, client: Client) -> None:
         """Draw them all, committing each as it comes."""
         if self._wanted:
-            with self._progress:
-                client.answer([request for request, _, _ in self._wanted.values()], self._finish, self._progress.tokens)
+            client.answer([request for request, *_ in self._wanted.values()], self._finish, self._progress.tokens)
 
     def _finish(self, request: SampleRequest, answer: SampleAnswer) -> None:
-        _, plan, planned = self._wanted[request.request_id]
-        sample = _sample(request, answer, plan.evaluation)
-        self._store.add(self._run.run_id, sample, _grade(plan.task, sample, planned), planned.grading_id)
+        _, plan, problem, planned = self._wanted[request.request_id]
+        sample = _sample(request, answer, plan.evaluation, planned)
+        self._grading.add(self._run.run_id, sample, plan.task.grader, problem, planned)
         self.drawn += 1
         self.errors += sample.error is not None
-        self._progress.finish(plan.evaluation.task, plan.evaluation.mode)
+        self._progress.finish(plan.evaluation.task, plan.evaluation.mode, is_error=sample.error is not None)
 
 
 def _plan_evaluation(task: Task, mode: Mode, sampling: dict[str, float | int]) -> Evaluation:
@@ -143,6 +161,7 @@ def _plan_evaluation(task: Task, mode: Mode, sampling: dict[str, float | int]) -
             grading_id=grading_id(task.grader, problem.gold),
             gold=problem.gold,
             question=problem.question,
+            facts=problem.facts,
         )
         for problem in task.problems
     )
@@ -155,7 +174,7 @@ def _plan_evaluation(task: Task, mode: Mode, sampling: dict[str, float | int]) -
         sampling_id=sampling_id(sampling),
         sampling=sampling,
         grader_id=task.grader.grader_id,
-        uses_second_opinion=task.uses_second_opinion,
+        second_grader=task.grader.second_grader,
         samples=task.samples,
         problems=problems,
     )
@@ -167,7 +186,7 @@ def _sample_request(plan: Plan, problem: TaskProblem, index: int, run_seed: int)
         problem_id=problem.problem_id,
         mode=mode,
         sample_index=index,
-        messages=tuple(plan.task.messages(problem)),
+        prompt=functools.partial(plan.task.messages, problem),
         temperature=float(sampling["temperature"]),
         top_p=float(sampling["top_p"]),
         max_tokens=int(sampling["max_tokens"]),
@@ -175,23 +194,32 @@ def _sample_request(plan: Plan, problem: TaskProblem, index: int, run_seed: int)
     )
 
 
-def _sample(request: SampleRequest, answer: SampleAnswer, evaluation: Evaluation) -> Sample:
+def _sample(request: SampleRequest, answer: SampleAnswer, evaluation: Evaluation, planned: PlannedProblem) -> Sample:
+    thinking, final = _storable(answer.thinking), _storable(answer.answer)
     return Sample(
         problem_id=request.problem_id,
-        prompt_id=prompt_id(list(request.messages)),
+        prompt_id=planned.prompt_id,
         mode=request.mode,
         sampling_id=evaluation.sampling_id,
         sample_index=request.sample_index,
         seed=request.seed,
         prompt_hash=answer.prompt_hash,
-        thinking=_storable(answer.thinking),
-        answer=_storable(answer.answer),
+        thinking=thinking,
+        answer=final,
         thinking_is_open=int(answer.thinking_is_open),
-        thinking_tokens=answer.thinking_tokens,
-        answer_tokens=answer.answer_tokens,
+        thinking_tokens=count_tokens(thinking),
+        answer_tokens=count_tokens(final),
         finish_reason=answer.finish_reason,
-        seconds=answer.seconds,
+        seconds=float(answer.seconds),
+        prompt_tokens=answer.prompt_tokens,
+        usage_tokens=answer.usage_tokens,
+        usage_thinking_tokens=answer.usage_thinking_tokens,
+        cost=None if answer.cost is None else float(answer.cost),
+        endpoint=answer.endpoint,
+        attempts=answer.attempts,
+        first_token_seconds=None if answer.first_token_seconds is None else float(answer.first_token_seconds),
         error=answer.error,
+        error_class=answer.error_class,
     )
 
 
@@ -200,30 +228,25 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _grade(task: Task, sample: Sample, planned: PlannedProblem) -> Grade:
-    if sample.error is not None:
-        return Grade("error", None)
-    return task.grader.grade(sample.answer, planned.gold, is_truncated=sample.finish_reason == "length")
-
-
-def _grade_again(store: ResultStore, plans: Sequence[Plan], run: RunRecord) -> None:
+def _grade_again(store: ResultStore, plans: Sequence[Plan], run: RunRecord, grading: Grading) -> None:
     """Give stored samples the verdict of a grader or gold answer that they have not met yet."""
     for plan in plans:
+        problems = {problem.problem_id: problem for problem in plan.task.problems}
         for sample_id, planned, sample in store.ungraded(run.run_id, plan.evaluation):
-            store.add_grade(sample_id, planned.grading_id, _grade(plan.task, sample, planned))
+            grading.again(sample_id, sample, plan.task.grader, problems[sample.problem_id], planned)
 
 
 def _ask_second_opinions(store: ResultStore, plans: Sequence[Plan], run: RunRecord, second: SecondOpinion) -> None:
     known: dict[tuple[str, str], str] = {}
-    for evaluation in (plan.evaluation for plan in plans if plan.evaluation.uses_second_opinion):
+    for evaluation in (plan.evaluation for plan in plans if plan.evaluation.second_grader == MATH_VERIFY):
         grading_ids = {problem.problem_id: problem.grading_id for problem in evaluation.problems}
         asked: list[tuple[str, int, str]] = []
         for sample in store.graded_samples(run.run_id, evaluation):
             if sample.opinion is not None or sample.error is not None:
                 continue
-            question = (sample.answer, sample.gold)
+            question = (store.texts(sample).answer, sample.gold)
             if question not in known:
-                known[question] = second.ask(*question) if sample.answer.strip() else "wrong"
+                known[question] = second.ask(*question) if question[0].strip() else "wrong"
             asked.append((known[question], sample.sample_id, grading_ids[sample.problem_id]))
             if len(asked) >= _OPINIONS_PER_COMMIT:
                 store.set_opinions(asked)

@@ -1,57 +1,77 @@
-"""``ms4 eval`` and ``ms4 leaderboard``: measure a model in both reasoning modes, and put results side by side.
+"""``ms4 eval``: measure a model in both reasoning modes, go on with a run, and look at what a store holds.
 
-Exercise it: ``ms4 eval --list``, or ``pytest tests/ms4_train/cli/test_evaluate.py``.
+Exercise it: ``ms4 eval tasks``, or ``pytest tests/ms4_train/cli/test_evaluate.py``.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from ms4_train.errors import ConfigError
+from ms4_train.errors import ConfigError, EvaluationError
 
-app = typer.Typer()
 
-EVAL_EXAMPLES = """
+class _Group(TyperGroup):
+    """Says what to write to those who name a file where a command is due."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and Path(args[0]).suffix in (".yaml", ".yml"):
+            raise ConfigError("a file is no command.", key=f"ms4 eval {args[0]}", fix=f"write `ms4 eval run {args[0]}`.")
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(no_args_is_help=True, cls=_Group)
+
+RUN_EXAMPLES = """
 Examples:
 
-  ms4 eval --list
+  ms4 eval run configs/eval/arithmetic.yaml
 
-  ms4 eval configs/eval/arithmetic.yaml
+  ms4 eval run configs/eval/arithmetic.yaml model.adapter=runs/lora/adapter label=tuned
 
-  ms4 eval configs/eval/arithmetic.yaml model.adapter=runs/lora/adapter label=tuned
+  ms4 eval run configs/eval/aime.yaml modes.none=null modes.high.max_tokens=16384
 
-  ms4 eval configs/eval/aime.yaml modes.none=null modes.high.max_tokens=16384
+  ms4 eval run configs/eval/server.yaml endpoint.servers.0.base_url=http://127.0.0.1:8000/v1
 
 The same command goes on after it was interrupted, and repeats no finished sample.
 """
-LEADERBOARD_EXAMPLES = """
+RESUME_EXAMPLES = """
 Examples:
 
-  ms4 leaderboard results.sqlite --out leaderboard
+  ms4 eval resume results.sqlite
 
-  ms4 leaderboard runs/*/results.sqlite --out public
+  ms4 eval resume results.sqlite --label tuned
+"""
+TASKS_EXAMPLES = """
+Examples:
+
+  ms4 eval tasks
+"""
+SERVERS_EXAMPLES = """
+Examples:
+
+  ms4 eval servers
 """
 
 
-@app.command("eval", epilog=EVAL_EXAMPLES)
-def evaluate(
-    file: Annotated[Path | None, typer.Argument(help="YAML file of the run (recipe: eval).", show_default=False)] = None,
+@app.command("run", epilog=RUN_EXAMPLES)
+def run(
+    file: Annotated[Path, typer.Argument(help="YAML file of the run (recipe: eval).", show_default=False)],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as often as needed.", show_default=False)] = None,
-    list_tasks: Annotated[bool, typer.Option("--list", help="Name the tasks that a file can ask for, and stop.")] = False,
+    allow_errors: Annotated[bool, typer.Option("--allow-errors", help="Give scores although samples ended in errors.")] = False,
+    unsafe: Annotated[
+        bool, typer.Option("--unsafe-no-sandbox", help="Run programs of models without a sandbox where there is none; rows are marked.")
+    ] = False,
 ) -> None:
     """Evaluate a model and report score and output length in both reasoning modes."""
-    if list_tasks:
-        _print_tasks()
-        return
-    if file is None:
-        raise ConfigError("no file is named.", key="FILE", fix="name a YAML file, e.g. configs/eval/arithmetic.yaml, or use --list.")
     from ms4_train.config import load_run
     from ms4_train.config.evaluation import EvalRun
 
-    config = load_run(file, overrides or [])
+    flags = ["allow_errors=true"] * allow_errors + ["sandbox.unsafe=true"] * unsafe
+    config = load_run(file, [*(overrides or []), *flags])
     if not isinstance(config, EvalRun):
         raise ConfigError(f"recipe {config.recipe} does not evaluate.", file=file, key="recipe", fix=f"run `ms4 train {file}`.")
     from ms4_recipes import evaluate as program
@@ -59,37 +79,54 @@ def evaluate(
     program.run(config)
 
 
-@app.command("leaderboard", epilog=LEADERBOARD_EXAMPLES)
-def leaderboard(
-    stores: Annotated[list[Path], typer.Argument(help="SQLite files that `ms4 eval` wrote.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="Folder for leaderboard.html, leaderboard.png and leaderboard.json.")] = Path(
-        "leaderboard"
-    ),
+@app.command("resume", epilog=RESUME_EXAMPLES)
+def resume(
+    store: Annotated[Path, typer.Argument(help="SQLite file of the run.", show_default=False)],
+    label: Annotated[str | None, typer.Option("--label", help="Which run, where the store holds several.", show_default=False)] = None,
 ) -> None:
-    """Print the results of one or more stores as a table, and write them as a page, a plot and JSON."""
-    from rich.console import Console
+    """Go on with a run from what its store remembers of it, without its YAML file."""
+    from ms4_evals.store.results import ResultStore
+    from ms4_recipes import evaluate as program
+    from ms4_train.config.evaluation import EvalRun
 
-    from ms4_evals.leaderboard.collect import collect_boards
-    from ms4_evals.leaderboard.publish import publish
-    from ms4_evals.leaderboard.table import board_table
+    with ResultStore.read(store) as reader:
+        runs = {run.label: run for run in reader.runs() if label is None or run.label == label}
+        if len(runs) != 1:
+            names = ", ".join(run.label for run in reader.runs()) or "none"
+            raise EvaluationError(f"{len(runs)} runs fit; the store holds: {names}.", file=store, key="--label", fix="name one of them.")
+        (record,) = runs.values()
+        values = reader.config(record.run_id)
+    try:
+        config = EvalRun.model_validate(values | {"store": str(store), "label": record.label})
+    except (TypeError, ValueError) as error:
+        raise EvaluationError(
+            "the store does not remember a configuration that can be run.", file=store, fix="use `ms4 eval run FILE.yaml`."
+        ) from error
+    program.run(config)
 
-    boards = collect_boards(stores)
-    written = publish(boards, out)  # before the table, so that `... | head` has its files too
-    console = Console()
-    for board in boards:
-        console.print(board_table(board))
-        console.print()
-    for path in (written.page, written.plot, written.values):
-        typer.echo(path)
+
+@app.command("tasks", epilog=TASKS_EXAMPLES)
+def tasks() -> None:
+    """Name the tasks that a file can ask for."""
+    from ms4_evals.tasks.registry import describe_tasks
+
+    _print_table(["task", "what it is"], describe_tasks())
 
 
-def _print_tasks() -> None:
+@app.command("servers", epilog=SERVERS_EXAMPLES)
+def servers() -> None:
+    """Name the kinds of servers, how each is asked to reason, and where its thinking comes back."""
+    from ms4_evals.clients.servers.kinds import describe_kinds
+
+    rows = describe_kinds()
+    _print_table(list(rows[0]), rows[1:])
+
+
+def _print_table(header: list[str], rows: list[tuple[str, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ms4_evals.tasks.registry import describe_tasks
-
-    table = Table("task", "what it is", title="Tasks")
-    for name, description in describe_tasks():
-        table.add_row(name, description)
+    table = Table(*header, show_lines=True)
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)

@@ -22,7 +22,7 @@ ms4 doctor
 
 ms4 train configs/train/tiny_full.yaml
 
-ms4 eval configs/eval/arithmetic.yaml
+ms4 eval run configs/eval/arithmetic.yaml
 
 Every command takes --help and shows examples."""
 
@@ -47,9 +47,8 @@ app.command("train", epilog=train.EXAMPLES, rich_help_panel="Train and evaluate"
 app.command("serve", epilog=serve.EXAMPLES, rich_help_panel="Use a model")(serve.serve)
 app.command("generate", epilog=generate.EXAMPLES, rich_help_panel="Use a model")(generate.generate)
 app.command("chat", epilog=chat.EXAMPLES, rich_help_panel="Use a model")(chat.chat)
-for _command in evaluate.app.registered_commands:
-    _command.rich_help_panel = "Train and evaluate"
-    app.registered_commands.append(_command)
+_EVAL_HELP = "Evaluate in both reasoning modes; reports and comparisons."
+app.add_typer(evaluate.app, name="eval", help=_EVAL_HELP, rich_help_panel="Train and evaluate")
 
 
 def _print_version(wanted: bool) -> None:

@@ -43,7 +43,7 @@ def train(
 
     config = load_run(file, overrides or [])
     if not isinstance(config, SftRun):
-        raise ConfigError(f"recipe {config.recipe} does not train.", file=file, key="recipe", fix=f"run `ms4 eval {file}`.")
+        raise ConfigError(f"recipe {config.recipe} does not train.", file=file, key="recipe", fix=f"run `ms4 eval run {file}`.")
     from ms4_recipes import sft
 
     sft.run(config, dry_run=dry_run)

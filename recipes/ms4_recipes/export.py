@@ -20,17 +20,23 @@ if TYPE_CHECKING:
     from ms4_recipes.sft import Plan
 
 
-def export(plan: Plan, engine: TrainEngine) -> Path:
+def export(plan: Plan, engine: TrainEngine, output_dir: Path | None = None) -> Path:
     """Write the tuned model or adapter; returns its folder. Collective: every rank gathers, the main one writes.
 
     A whole model takes along what its base has and nobody trained: vision weights, the files beside the weights, FP8 scales. An adapter is
     always one of the untouched base, also where it was taken out of the weights at its start (PiSSA, OLoRA).
 
+    Args:
+        plan: of the run.
+        engine: holds the weights.
+        output_dir: where ``model`` or ``adapter`` is written; default: the run's.
+
     Raises:
         StorageError: the disk is full, or something else lies in the folder's place.
         WeightsError: the base can no longer be read.
     """
-    config, output_dir, is_main = plan.config, Path(plan.config.output_dir), plan.mesh.is_main
+    config, is_main = plan.config, plan.mesh.is_main
+    output_dir = output_dir or Path(config.output_dir)
     if plan.adapter is None:
         folder = output_dir / "model"
         pairs = engine.full_parameters([name for name, _ in plan.model.named_parameters()])

@@ -132,7 +132,7 @@ def evaluate(quickstart: Quickstart, name: str, label: str, overrides: Sequence[
     from ms4_recipes import evaluate as program
 
     overrides = [f"store={quickstart.output / 'results.sqlite'}", f"label={label}", *overrides, *quickstart.scale.evaluation_overrides]
-    with quickstart.step(name, f"ms4 eval {shown(EVALUATION)} {' '.join(overrides)}"):
+    with quickstart.step(name, f"ms4 eval run {shown(EVALUATION)} {' '.join(overrides)}"):
         config = load_run(EVALUATION, list(overrides))
         if not isinstance(config, EvalRun):
             raise ConfigError("is not an evaluation configuration.", file=EVALUATION, key="recipe")
@@ -147,7 +147,7 @@ def publish(quickstart: Quickstart) -> None:
     from ms4_evals.leaderboard.table import board_table
 
     store, folder = quickstart.output / "results.sqlite", quickstart.output / "leaderboard"
-    with quickstart.step("leaderboard", f"ms4 leaderboard {store} --out {folder}"):
+    with quickstart.step("leaderboard", f"ms4 leaderboard build {store} --out {folder}"):
         boards = collect_boards([store])
         for board in boards:
             quickstart.console.print(board_table(board))

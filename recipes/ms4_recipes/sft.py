@@ -243,6 +243,9 @@ def train_run(plan: Plan) -> TrainEngine:
             resumed=saved.state["tracking"] if saved else None,
         )
 
+    if plan.tasks is not None:
+        plan.tasks.save_best = lambda folder: export(plan, engine, folder)
+
     def save(step: int) -> Path:
         state = {"identity": plan.identity, "loader": plan.loader.state_dict(), "tracking": trackers.state()}
         return save_run_state(
@@ -284,6 +287,8 @@ def train_run(plan: Plan) -> TrainEngine:
     finally:
         trackers.close()
         plan.loader.close()
+        if plan.tasks is not None:
+            plan.tasks.close()
     return engine
 
 

@@ -61,15 +61,18 @@ class RuleClient:
             on_finish(request, self._answer(request))
             on_progress(10 * number)
 
+    def close(self) -> None:
+        """Nothing to let go of."""
+
     def _answer(self, request: SampleRequest) -> SampleAnswer:
         prompt_hash = content_hash(list(request.messages))
         if self._fail(request):
-            return SampleAnswer(prompt_hash, "", "", False, 0, 0, "", 0.1, error="no connection")
+            return SampleAnswer(prompt_hash, "", "", False, "", 0.1, error="no connection", error_class="connection")
         gold = self._golds[request.problem_id]
         thinking = f"the value is {gold}" * (1 + request.seed % 3) if request.mode == "high" else ""
         right = request.mode == "high" or request.seed % 5 == 0
         answer = f"\\boxed{{{gold if right else int(gold) + 1}}}"
-        return SampleAnswer(prompt_hash, thinking, answer, False, len(thinking) // 2, 4, "stop", time.perf_counter())
+        return SampleAnswer(prompt_hash, thinking, answer, False, "stop", time.perf_counter(), usage_tokens=len(thinking) // 2 + 4)
 
 
 @functools.cache

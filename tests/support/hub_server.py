@@ -2,7 +2,7 @@
 
 It keeps commits as mappings of path to bytes. Files of 1 KiB and more, and safetensors, are "large": they have a SHA-256 and are served
 through a redirect to another host name (``localhost`` instead of ``127.0.0.1``), as the hub sends clients to its storage; others
-have git's id. Not covered: Xet, datasets, discussions, multipart uploads.
+have git's id. Files of data sets are served too, from the same names. Not covered: Xet, discussions, multipart uploads.
 """
 
 from __future__ import annotations
@@ -325,7 +325,7 @@ _NAME = r"([\w.-]+/[\w.-]+)"
 _ROUTES: list[tuple[str, Any]] = [
     (rf"/api/models/{_NAME}(?:/revision/([^/]+))?", _Handler.info),
     (rf"/api/models/{_NAME}/tree/([^/]+)", _Handler.tree),
-    (rf"/{_NAME}/resolve/([^/]+)/(.+)", _Handler.resolve),
+    (rf"/(?:datasets/)?{_NAME}/resolve/([^/]+)/(.+)", _Handler.resolve),
     (r"/storage/(\w+)/(.+)", _Handler.storage),
     (r"/api/repos/create", _Handler.create),
     (rf"/api/models/{_NAME}/branch/([^/]+)", _Handler.branch),

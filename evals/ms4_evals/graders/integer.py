@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
+from ms4_evals.graders.base import MATH_VERIFY, Grade
 from ms4_evals.graders.boxed import last_boxed, unwrap_boxes
 
-GRADER_ID = "integer-box/1.0"
+if TYPE_CHECKING:
+    from ms4_evals.tasks.base import TaskProblem
 
-Verdict = Literal["correct", "wrong", "no-answer", "truncated", "error"]
-VERDICTS: tuple[Verdict, ...] = ("correct", "wrong", "no-answer", "truncated", "error")
+GRADER_ID = "integer-box/1.0"
 
 MAX_BOX_CHARACTERS = 400
 _MAX_DIGITS = 40
@@ -48,32 +49,21 @@ _GROUPED = re.compile(r"(?<![\d,.])\d{1,3}(?:([, ])\d{3})(?:\1\d{3})*(?![\d,])")
 
 
 @dataclass(frozen=True)
-class Grade:
-    """The verdict on one sample.
-
-    Attributes:
-        verdict: one of ``VERDICTS``; a grader never gives ``error``.
-        extracted: the integer that was read, as text; else what stood in the box; None without a box.
-    """
-
-    verdict: Verdict
-    extracted: str | None
-
-
-@dataclass(frozen=True)
 class IntegerGrader:
     """Grades final answers against an integer. The thinking of a sample is never shown to it."""
 
     grader_id: str = GRADER_ID
+    second_grader: str = MATH_VERIFY
+    is_instant: bool = True
 
-    def grade(self, answer: str, gold: str, *, is_truncated: bool) -> Grade:
+    def grade(self, problem: TaskProblem, answer: str, *, is_truncated: bool) -> Grade:
         """Grade the final answer of one sample.
 
         A sample that hit its token limit is graded when its final answer holds a balanced box, and is ``truncated`` otherwise.
 
         Args:
+            problem: its gold answer is the right integer, in decimal.
             answer: the final answer, without the thinking.
-            gold: the right integer, in decimal.
             is_truncated: the sample ended because it hit its token limit.
         """
         inner = last_boxed(answer)
@@ -82,7 +72,7 @@ class IntegerGrader:
         value = read_integer(inner)
         if value is None:
             return Grade("wrong", inner.strip()[:MAX_BOX_CHARACTERS])
-        return Grade("correct" if value == int(gold) else "wrong", str(value))
+        return Grade("correct" if value == int(problem.gold) else "wrong", str(value))
 
 
 def read_integer(inner: str) -> int | None:

@@ -9,22 +9,27 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ms4_evals.graders.integer import VERDICTS
 from ms4_evals.outside_text import one_line
 from ms4_evals.report import rounded, summary_values
-from ms4_evals.statistics.scores import Difference
-from ms4_evals.statistics.summary import Summary, compare_modes, disagrees, summarise
-from ms4_evals.store.records import Evaluation, GradedSample, RunRecord
+from ms4_evals.statistics.scores import Difference, Score
+from ms4_evals.statistics.summary import Summary, compare_modes, summarise
+from ms4_evals.store.records import Evaluation, RunRecord
 from ms4_evals.store.results import ResultStore
 from ms4_evals.tasks.base import MODES, Mode
 from ms4_train.errors import EvaluationError
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
+
+NO_SANDBOX = "no sandbox"
+ERRORS_LEFT_OUT = "errors left out"
+PARTIAL = "partial"
+MARKS = (NO_SANDBOX, ERRORS_LEFT_OUT, PARTIAL)
+"""What a score may be marked with, so that nobody takes it for a clean one."""
 
 
 @dataclass(frozen=True)
@@ -43,25 +48,43 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a row holds in a column: the summary, and a few samples to look at."""
+    """What a row holds in a column.
+
+    Attributes:
+        headline: the score that may be shown as the result; None while samples are missing, or errors remain that nobody allowed.
+        marks: of ``MARKS``.
+        store: the file that holds the samples.
+    """
 
     summary: Summary
-    examples: tuple[GradedSample, ...]
+    headline: Score | None
+    marks: tuple[str, ...]
+    store: Path
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run of one store on a board.
+    """One model on a board.
 
     Attributes:
+        label: unlike that of every other row of these boards, and the same on each board.
+        key: the same, for addresses: the start of the run id, with a number where two stores hold the same run.
         cells: by column id.
         difference: high - none of this run, where it has one complete column of each.
+        versions: of the libraries that computed the answers, oldest first.
     """
 
     label: str
-    run_id: str
+    key: str
+    run: RunRecord
     cells: Mapping[str, Cell]
     difference: Difference | None
+    versions: tuple[Mapping[str, str], ...] = ()
+
+    @property
+    def run_id(self) -> str:
+        """Identity of model and seed."""
+        return self.run.run_id
 
 
 @dataclass(frozen=True)
@@ -72,26 +95,45 @@ class Board:
     task: str
     title: str
     grader_id: str
+    second_grader: str
     num_problems: int
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
 
 
-def collect_boards(paths: Sequence[Path]) -> list[Board]:
+@dataclass
+class _Entrant:
+    """A run, with what one or several stores hold of it: cells by board id and column id."""
+
+    run: RunRecord
+    boards: dict[str, dict[str, Cell]]
+    versions: list[dict[str, str]]
+    label: str = ""
+    key: str = ""
+    columns: set[str] = field(default_factory=set)
+
+
+def collect_boards(paths: Sequence[Path], *, allow_errors: bool = False) -> list[Board]:
     """All boards of the stores, in order of their first appearance.
 
+    Args:
+        paths: the stores. A run of which one store holds one task and another store another has one row for both.
+        allow_errors: show scores of which errors are left out; they are marked.
+
     Raises:
-        EvaluationError: a file that is not a store, or stores without any evaluation.
+        EvaluationError: a file that is not a store, records that were changed after they were written, or no evaluation at all.
     """
-    entries: dict[str, list[tuple[RunRecord, dict[str, Cell]]]] = {}
+    entrants: list[_Entrant] = []
     for path in paths:
         with ResultStore.read(path) as store:
             for run in store.runs():
-                for board_id, cells in _cells_of_run(store, run).items():
-                    entries.setdefault(board_id, []).append((run, cells))
-    if not entries:
-        raise EvaluationError("the stores hold no evaluation.", file=paths[0] if paths else None, fix="run `ms4 eval` first.")
-    return [_make_board(rows) for rows in entries.values()]
+                store.verify(run.run_id)
+                _enter(entrants, run, _cells_of_run(store, run, allow_errors), store.versions(run.run_id))
+    board_ids = dict.fromkeys(board_id for entrant in entrants for board_id in entrant.boards)
+    if not board_ids:
+        raise EvaluationError("the stores hold no evaluation.", file=paths[0] if paths else None, fix="run `ms4 eval run` first.")
+    _name_entrants(entrants)
+    return [_make_board([entrant for entrant in entrants if board_id in entrant.boards], board_id) for board_id in board_ids]
 
 
 def board_values(board: Board) -> dict[str, Any]:
@@ -108,40 +150,81 @@ def board_values(board: Board) -> dict[str, Any]:
                 "label": row.label,
                 "run_id": row.run_id,
                 "high_minus_none": rounded(dataclasses.asdict(row.difference)) if row.difference else None,
-                "cells": {column_id: summary_values(cell.summary) for column_id, cell in row.cells.items()},
+                "cells": {
+                    column_id: summary_values(cell.summary) | {"marks": list(cell.marks), "has_headline": cell.headline is not None}
+                    for column_id, cell in row.cells.items()
+                },
             }
             for row in board.rows
         ],
     }
 
 
-def pick_examples(samples: Sequence[GradedSample]) -> tuple[GradedSample, ...]:
-    """A few telling samples: the first of each verdict, and the first that the second opinion disagrees on."""
-    chosen = {
-        sample.sample_id: sample
-        for verdict in VERDICTS
-        if (sample := next((item for item in samples if item.verdict == verdict), None)) is not None
-    }
-    disputed = (item for item in samples if disagrees(item))
-    if (sample := next(disputed, None)) is not None:
-        chosen[sample.sample_id] = sample
-    return tuple(chosen.values())
-
-
-def _cells_of_run(store: ResultStore, run: RunRecord) -> dict[str, dict[str, Cell]]:
+def _cells_of_run(store: ResultStore, run: RunRecord, allow_errors: bool) -> dict[str, dict[str, Cell]]:
     """The run's cells by board id and column id."""
     boards: dict[str, dict[str, Cell]] = {}
     for evaluation in store.evaluations(run.run_id):
-        samples = store.graded_samples(run.run_id, evaluation)
-        summary = summarise(evaluation, samples, confidence=CONFIDENCE)
-        boards.setdefault(evaluation.board_id, {})[evaluation.column_id] = Cell(summary, pick_examples(samples))
+        summary = summarise(evaluation, store.graded_samples(run.run_id, evaluation), confidence=CONFIDENCE)
+        is_shown = summary.missing == 0 and (allow_errors or summary.errors == 0)
+        cell = Cell(summary, summary.score if is_shown else None, _marks(summary, is_shown), store.path)
+        boards.setdefault(evaluation.board_id, {})[evaluation.column_id] = cell
     return boards
 
 
-def _make_board(entries: Sequence[tuple[RunRecord, dict[str, Cell]]]) -> Board:
+def _marks(summary: Summary, is_shown: bool) -> tuple[str, ...]:
+    wanted = {
+        NO_SANDBOX: NO_SANDBOX.replace(" ", "-") in summary.evaluation.grader_id,
+        ERRORS_LEFT_OUT: is_shown and summary.errors > 0,
+        PARTIAL: summary.missing > 0,
+    }
+    return tuple(mark for mark in MARKS if wanted[mark])
+
+
+def _enter(entrants: list[_Entrant], run: RunRecord, boards: dict[str, dict[str, Cell]], versions: list[dict[str, str]]) -> None:
+    """Add what a store holds of a run: to the same run of another store, unless both hold a score of the same column."""
+    columns = {column_id for cells in boards.values() for column_id in cells}
+    for entrant in entrants:
+        if entrant.run.run_id == run.run_id and entrant.run.label == run.label and not entrant.columns & columns:
+            break
+    else:
+        entrant = _Entrant(run, {}, [])
+        entrants.append(entrant)
+    for board_id, cells in boards.items():
+        entrant.boards.setdefault(board_id, {}).update(cells)
+    entrant.versions += [version for version in versions if version not in entrant.versions]
+    entrant.columns |= columns
+
+
+def _name_entrants(entrants: Sequence[_Entrant]) -> None:
+    """Labels, with the start of the run id where two runs share one, and a number where even that is equal; keys likewise."""
+    plain = [one_line(entrant.run.label) for entrant in entrants]
+    counts = Counter(plain)
+    labels, keys = _Distinct(" ({})"), _Distinct("-{}")
+    for label, entrant in zip(plain, entrants, strict=True):
+        entrant.label = labels.name(label if counts[label] == 1 else f"{label} [{entrant.run.run_id[:6]}]")
+        entrant.key = keys.name(entrant.run.run_id[:12])
+
+
+class _Distinct:
+    """Makes names distinct by numbering those that come again."""
+
+    def __init__(self, form: str) -> None:
+        self._form = form
+        self._given: set[str] = set()
+
+    def name(self, wanted: str) -> str:
+        given, number = wanted, 1
+        while given in self._given:
+            number += 1
+            given = wanted + self._form.format(number)
+        self._given.add(given)
+        return given
+
+
+def _make_board(entrants: Sequence[_Entrant], board_id: str) -> Board:
     evaluations: dict[str, Evaluation] = {}
-    for _, cells in entries:
-        for column_id, cell in cells.items():
+    for entrant in entrants:
+        for column_id, cell in entrant.boards[board_id].items():
             evaluations.setdefault(column_id, cell.summary.evaluation)
     per_mode = Counter(evaluation.mode for evaluation in evaluations.values())
     ordered = sorted(evaluations.values(), key=lambda evaluation: MODES.index(evaluation.mode))
@@ -154,12 +237,15 @@ def _make_board(entries: Sequence[tuple[RunRecord, dict[str, Cell]]]) -> Board:
         )
         for evaluation in ordered
     )
-    labels = _distinct_labels([run for run, _ in entries])
-    rows = [Row(label, run.run_id, cells, _difference(run, cells)) for label, (run, cells) in zip(labels, entries, strict=True)]
+    rows = [_make_row(entrant, entrant.boards[board_id]) for entrant in entrants]
     rows.sort(key=_best_score, reverse=True)
     first = ordered[0]
-    names = (one_line(first.task), one_line(first.title), one_line(first.grader_id))
-    return Board(first.board_id, *names, len(first.problems), columns, tuple(rows))
+    names = (one_line(first.task), one_line(first.title), one_line(first.grader_id), one_line(first.second_grader))
+    return Board(board_id, *names, len(first.problems), columns, tuple(rows))
+
+
+def _make_row(entrant: _Entrant, cells: Mapping[str, Cell]) -> Row:
+    return Row(entrant.label, entrant.key, entrant.run, cells, _difference(entrant.run, cells), tuple(entrant.versions))
 
 
 def _difference(run: RunRecord, cells: Mapping[str, Cell]) -> Difference | None:
@@ -172,17 +258,5 @@ def _difference(run: RunRecord, cells: Mapping[str, Cell]) -> Difference | None:
 
 
 def _best_score(row: Row) -> float:
-    return max((cell.summary.score.value for cell in row.cells.values() if cell.summary.score), default=-1.0)
-
-
-def _distinct_labels(runs: Sequence[RunRecord]) -> list[str]:
-    """Labels, with the start of the run id where two runs share one, and a number where even that is equal."""
-    plain = [one_line(run.label) for run in runs]
-    counts = Counter(plain)
-    labels = [label if counts[label] == 1 else f"{label} [{run.run_id[:6]}]" for label, run in zip(plain, runs, strict=True)]
-    seen: Counter[str] = Counter()
-    distinct: list[str] = []
-    for label in labels:
-        seen[label] += 1
-        distinct.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
-    return distinct
+    """The row's best headline; rows without any come after all others."""
+    return max((cell.headline.value for cell in row.cells.values() if cell.headline), default=-1.0)

@@ -6,10 +6,28 @@ Exercise it: ``pytest tests/evals/ms4_evals/statistics/test_lengths.py``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from ms4_evals.store.records import GradedSample
+
+LENGTHS: dict[str, Callable[[GradedSample], int | None]] = {
+    "thinking_chars": lambda sample: sample.thinking_chars,
+    "answer_chars": lambda sample: sample.answer_chars,
+    "total_chars": lambda sample: sample.thinking_chars + sample.answer_chars,
+    "thinking_tokens": lambda sample: sample.thinking_tokens,
+    "answer_tokens": lambda sample: sample.answer_tokens,
+    "total_tokens": lambda sample: sample.thinking_tokens + sample.answer_tokens,
+    "usage_tokens": lambda sample: sample.usage_tokens,
+    "usage_thinking_tokens": lambda sample: sample.usage_thinking_tokens,
+    "prompt_tokens": lambda sample: sample.prompt_tokens,
+}
+"""What is measured. ``thinking_tokens``, ``answer_tokens`` and ``total_tokens`` are counted with the one tokenizer that all models share;
+``usage_*`` and ``prompt_tokens`` as the model's own server or engine counts, None where it does not say."""
+
+GROUPS = ("all", "correct", "not_correct")
 
 
 @dataclass(frozen=True)
@@ -17,9 +35,11 @@ class LengthSummary:
     """Length of one part of the samples.
 
     Attributes:
+        count: samples that it is made of: those whose length is known.
         mean_low, mean_high: interval of the mean, clustered by problem; equal to the mean for a single problem.
     """
 
+    count: int
     mean: float
     median: float
     p90: float
@@ -45,6 +65,7 @@ def summarise_lengths(length_ps: Sequence[Sequence[int]], *, z: float = 1.959963
     mean_p = np.array([sum(samples) / len(samples) for samples in groups], dtype=np.float64)
     reach = z * float(np.std(mean_p, ddof=1)) / math.sqrt(len(groups)) if len(groups) > 1 else 0.0
     return LengthSummary(
+        count=len(ordered),
         mean=mean,
         median=float(np.median(ordered)),
         p90=float(ordered[math.ceil(0.9 * len(ordered)) - 1]),
@@ -52,3 +73,21 @@ def summarise_lengths(length_ps: Sequence[Sequence[int]], *, z: float = 1.959963
         mean_low=max(0.0, mean - reach),
         mean_high=mean + reach,
     )
+
+
+def length_groups(
+    sample_ps: Sequence[Sequence[GradedSample]], measure: Callable[[GradedSample], int | None], *, z: float
+) -> dict[str, LengthSummary | None]:
+    """One measure over all samples, over the correct ones, and over the others (``GROUPS``); samples without that length are left out."""
+    every = [[(length, sample.verdict == "correct") for sample in group if (length := measure(sample)) is not None] for group in sample_ps]
+    return {
+        "all": summarise_lengths([[length for length, _ in group] for group in every], z=z),
+        "correct": summarise_lengths([[length for length, right in group if right] for group in every], z=z),
+        "not_correct": summarise_lengths([[length for length, right in group if not right] for group in every], z=z),
+    }
+
+
+def mean_length(samples: Iterable[GradedSample], measure: Callable[[GradedSample], int | None]) -> float | None:
+    """Mean over the samples whose length is known; None without any."""
+    known = [length for sample in samples if (length := measure(sample)) is not None]
+    return sum(known) / len(known) if known else None

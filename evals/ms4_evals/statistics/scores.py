@@ -1,7 +1,8 @@
 """A score and how exactly it is known, with problems as the unit that is drawn from the world.
 
 Samples of one problem resemble each other, so all uncertainty is clustered by problem: each problem counts with the mean of its samples.
-Shape suffixes: p = problems, s = samples of a problem, b = bootstrap resamples.
+Shape suffixes: p = problems, s = samples of a problem, b = bootstrap resamples,
+q = quantities.
 
 Exercise it: ``pytest tests/evals/ms4_evals/statistics/test_scores.py``.
 """
@@ -9,7 +10,7 @@ Exercise it: ``pytest tests/evals/ms4_evals/statistics/test_scores.py``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -57,6 +58,19 @@ class Difference:
     normal_low: float | None
     normal_high: float | None
     method: Literal["bootstrap", "wilson"] = "bootstrap"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of two means over the same problems.
+
+    Attributes:
+        low, high: percentile bootstrap over problems; None for a single problem, and where a resample has nothing to divide by.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
 
 
 def standard_error(mean_p: Floats) -> float | None:
@@ -128,6 +142,41 @@ def _square_and_add(first: float, second: float, count: int, confidence: float) 
     first_low, first_high = wilson_interval(first, count, confidence)
     second_low, second_high = wilson_interval(second, count, confidence)
     return value - math.hypot(first - first_low, second_high - second), value + math.hypot(first_high - first, second - second_low)
+
+
+def paired_ratios(first_pq: Floats, second_pq: Floats, *, confidence: float, resamples: int, seed: int) -> list[Ratio]:
+    """mean(first) / mean(second) for several quantities q, with numerators and denominators resampled together, problem by problem.
+
+    Args:
+        first_pq, second_pq: mean of each problem's samples, in the same order of problems; no column of the second is all zero.
+        confidence: of the intervals.
+        resamples, seed: of the bootstrap.
+    """
+    values = first_pq.mean(axis=0) / second_pq.mean(axis=0)
+    count, quantities = first_pq.shape
+    both_pq = np.concatenate([first_pq, second_pq], axis=1)
+    parts = [weights_bp @ both_pq for weights_bp in _bootstrap_weights(count, resamples, seed)]
+    sums_bq = np.concatenate(parts)
+    tail = (1 - confidence) / 2
+    ratios: list[Ratio] = []
+    for quantity, value in enumerate(values):
+        denominator_b = sums_bq[:, quantities + quantity]
+        if count < 2 or not denominator_b.all():
+            ratios.append(Ratio(float(value), None, None))
+            continue
+        low, high = (float(bound) for bound in np.quantile(sums_bq[:, quantity] / denominator_b, [tail, 1 - tail]))
+        ratios.append(Ratio(float(value), low, high))
+    return ratios
+
+
+def _bootstrap_weights(count: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each problem is drawn, in the resamples that ``bootstrap_means`` makes of as many problems; some resamples at a time."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    rows = max(1, _BOOTSTRAP_CELLS // count)
+    for start in range(0, resamples, rows):
+        height = min(rows, resamples - start)
+        index_bp = generator.integers(0, count, size=(height, count)) + count * np.arange(height)[:, None]
+        yield np.bincount(index_bp.ravel(), minlength=height * count).reshape(height, count).astype(np.float64)
 
 
 def bootstrap_means(value_p: Floats, resamples: int, seed: int) -> Floats:

@@ -1,29 +1,51 @@
-"""Everything that is said about one task in one mode, and about the two modes of a task together.
+"""Everything that is said about one task in one mode.
 
 Exercise it: ``pytest tests/evals/ms4_evals/statistics/test_summary.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
 from statistics import NormalDist
 
-from ms4_evals.graders.integer import VERDICTS
-from ms4_evals.statistics.lengths import LengthSummary, summarise_lengths
+from ms4_evals.graders.base import VERDICTS
+from ms4_evals.statistics.agreement import SecondScore, disagrees, second_score
+from ms4_evals.statistics.breakdowns import Slice, breakdowns, errata_free
+from ms4_evals.statistics.lengths import GROUPS, LENGTHS, LengthSummary, length_groups
+from ms4_evals.statistics.pairs import compare_modes
 from ms4_evals.statistics.repeats import consensus_at_k, pass_at_k, powers_of_two
-from ms4_evals.statistics.scores import Difference, Score, paired_difference, score
+from ms4_evals.statistics.scores import Score, score
+from ms4_evals.statistics.speed import Cost, cost_of
 from ms4_evals.store.records import Evaluation, GradedSample
 
-LENGTHS: dict[str, Callable[[GradedSample], int]] = {
-    "thinking_chars": lambda sample: len(sample.thinking),
-    "answer_chars": lambda sample: len(sample.answer),
-    "total_chars": lambda sample: len(sample.thinking) + len(sample.answer),
-    "thinking_tokens": lambda sample: sample.thinking_tokens,
-    "answer_tokens": lambda sample: sample.answer_tokens,
-    "total_tokens": lambda sample: sample.thinking_tokens + sample.answer_tokens,
-}
-GROUPS = ("all", "correct", "not_correct")
+__all__ = ["GROUPS", "LENGTHS", "Summary", "compare_modes", "disagrees", "headline_score", "summarise"]
+
+_VOTING_GRADERS = ("integer-box/",)
+"""Graders whose ``extracted`` is equal for equal answers. Programs and sentences are hardly ever equal, so they cannot vote."""
+
+
+@dataclass(frozen=True)
+class ProblemResult:
+    """One problem's graded samples, errors left out.
+
+    Attributes:
+        correct, samples: how many.
+        first_is_correct: verdict of the sample with index 0; None where that one is not graded.
+        lengths: mean by quantity (``LENGTHS``), where known.
+    """
+
+    correct: int
+    samples: int
+    first_is_correct: bool | None
+    lengths: Mapping[str, float]
+
+    @property
+    def share(self) -> Fraction:
+        """Of correct samples."""
+        return Fraction(self.correct, self.samples)
 
 
 @dataclass(frozen=True)
@@ -32,29 +54,43 @@ class Summary:
 
     Attributes:
         missing: planned samples that have not been drawn; errors are counted apart, under ``verdicts``.
+        ungraded: drawn samples that have no verdict, because they wait for one or their grader failed.
         verdicts: number of samples per verdict.
+        error_classes: number of errors per class.
+        failure_classes: number of samples per class that their grader noted (``WA``, ``TLE`` ... of programs); empty for other graders.
         at_limit: samples that their token limit ended, whatever their verdict.
         open_thinking: samples whose thinking never closed.
-        score: over graded samples without errors; None without any.
-        problem_means: share of correct samples per problem id.
-        pass_at: pass@k by k. cons_at: cons@k by k.
+        score: over graded samples without errors; None without any. ``headline_score`` says whether it may be shown as the score.
+        without_errata: the same over the problems that no erratum names; None where none does.
+        problems: what each problem came to, by problem id, in the order of the task; problems without graded samples are left out.
+        pass_at: pass@k by k. cons_at: cons@k by k, where answers can be compared with each other.
+        breakdowns: by fact, and by length of the output.
         lengths: by quantity (``LENGTHS``) and group (``GROUPS``).
+        second: the second grader beside the first; None where it gave no opinion.
         opinions: number of second opinions: agree, disagree, failed.
         disagreements: samples on which the second opinion differs from the verdict.
+        cost: where prices are known.
     """
 
     evaluation: Evaluation
     missing: int
+    ungraded: int
     verdicts: Mapping[str, int]
+    error_classes: Mapping[str, int]
+    failure_classes: Mapping[str, int]
     at_limit: int
     open_thinking: int
     score: Score | None
-    problem_means: Mapping[str, float]
+    without_errata: Score | None
+    problems: Mapping[str, ProblemResult]
     pass_at: Mapping[int, float]
     cons_at: Mapping[int, float]
+    breakdowns: Mapping[str, tuple[Slice, ...]]
     lengths: Mapping[str, Mapping[str, LengthSummary | None]]
+    second: SecondScore | None
     opinions: Mapping[str, int]
-    disagreements: Sequence[GradedSample]
+    disagreements: Sequence[GradedSample] = field(repr=False)
+    cost: Cost | None
 
     @property
     def errors(self) -> int:
@@ -64,80 +100,106 @@ class Summary:
     @property
     def graded(self) -> int:
         """Samples that the score is made of."""
-        return self.evaluation.planned - self.missing - self.errors
+        return self.evaluation.planned - self.left_out
+
+    @property
+    def left_out(self) -> int:
+        """Planned samples that the score is not made of: missing, ungraded, errors."""
+        return self.missing + self.ungraded + self.errors
 
     @property
     def is_complete(self) -> bool:
-        """Every planned sample was drawn, and none is an error."""
-        return self.missing == 0 and self.errors == 0
+        """Every planned sample was drawn and graded, and none is an error."""
+        return self.left_out == 0
+
+    @property
+    def problem_means(self) -> dict[str, float]:
+        """Share of correct samples per problem id."""
+        return {name: result.correct / result.samples for name, result in self.problems.items()}
 
 
-def summarise(evaluation: Evaluation, samples: Sequence[GradedSample], *, confidence: float) -> Summary:
+def headline_score(summary: Summary, *, allow_errors: bool) -> Score | None:
+    """The score that may be shown as the result of the evaluation.
+
+    None while samples are missing, ungraded or errors, because those are not a random part: what times out is what takes longest. With
+    ``allow_errors`` they are left out, and whoever shows the score says how many (``Summary.left_out``).
+    """
+    return summary.score if summary.is_complete or allow_errors else None
+
+
+def summarise(
+    evaluation: Evaluation,
+    samples: Sequence[GradedSample],
+    *,
+    confidence: float,
+    ungraded: int = 0,
+    failure_classes: Mapping[str, int] | None = None,
+) -> Summary:
     """Summarise the stored samples of an evaluation.
 
     Args:
         evaluation: what was planned.
-        samples: what is there, by problem and index.
+        samples: what is there and graded, by problem and index.
         confidence: of every interval.
+        ungraded: samples that are there without a verdict (``queries.count_ungraded``).
+        failure_classes: number of samples per class that their grader noted (``queries.failure_classes``).
     """
-    graded = [sample for sample in samples if sample.error is None]
-    by_problem: dict[str, list[GradedSample]] = {}
-    for sample in graded:
-        by_problem.setdefault(sample.problem_id, []).append(sample)
+    by_problem: dict[str, list[GradedSample]] = {problem.problem_id: [] for problem in evaluation.problems}
+    for sample in samples:
+        if sample.error is None:
+            by_problem[sample.problem_id].append(sample)
+    by_problem = {name: group for name, group in by_problem.items() if group}
     groups = list(by_problem.values())
+    graded = [sample for group in groups for sample in group]
     correct_ps = [[sample.verdict == "correct" for sample in group] for group in groups]
-    votes_ps = [[(sample.extracted, sample.verdict == "correct") for sample in group] for group in groups]
     ks = powers_of_two(min(map(len, groups))) if groups else []
+    sound = errata_free(evaluation.problems)
+    sound_ps = [right for name, right in zip(by_problem, correct_ps, strict=True) if sound is not None and name in sound]
     disagreements = [sample for sample in graded if disagrees(sample)]
     failed = sum(sample.opinion == "failed" for sample in graded)
     agreed = sum(sample.opinion is not None for sample in graded) - failed - len(disagreements)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    errors = Counter(sample.error_class or "unknown" for sample in samples if sample.error is not None)
     return Summary(
         evaluation=evaluation,
-        missing=evaluation.planned - len(samples),
+        missing=evaluation.planned - len(samples) - ungraded,
+        ungraded=ungraded,
         verdicts={verdict: sum(sample.verdict == verdict for sample in samples) for verdict in VERDICTS},
+        error_classes=dict(sorted(errors.items())),
+        failure_classes=dict(failure_classes or {}),
         at_limit=sum(sample.finish_reason == "length" for sample in graded),
         open_thinking=sum(sample.thinking_is_open for sample in graded),
         score=score(correct_ps, confidence) if groups else None,
-        problem_means={name: sum(s.verdict == "correct" for s in group) / len(group) for name, group in by_problem.items()},
+        without_errata=score(sound_ps, confidence) if sound_ps else None,
+        problems={name: _problem_result(group) for name, group in by_problem.items()},
         pass_at={k: pass_at_k(correct_ps, k) for k in ks},
-        cons_at={k: consensus_at_k(votes_ps, k) for k in ks},
-        lengths={name: _length_groups(groups, measure, confidence) for name, measure in LENGTHS.items()},
+        cons_at=_consensus(evaluation, groups, ks),
+        breakdowns=breakdowns(evaluation.problems, by_problem, confidence),
+        lengths={name: length_groups(groups, measure, z=z) for name, measure in LENGTHS.items()},
+        second=second_score(evaluation.second_grader, groups, confidence),
         opinions={"agree": agreed, "disagree": len(disagreements), "failed": failed},
         disagreements=disagreements,
+        cost=cost_of(samples),
     )
 
 
-def compare_modes(high: Summary, none: Summary, *, confidence: float, resamples: int, seed: int) -> Difference | None:
-    """high - none over the problems of one board; None while either is incomplete.
-
-    Raises:
-        AssertionError: the two are of different boards, which nobody may compare.
-    """
-    assert high.evaluation.board_id == none.evaluation.board_id
-    if not (high.is_complete and none.is_complete):
-        return None
-    names = [problem.problem_id for problem in high.evaluation.problems]
-    return paired_difference(
-        [high.problem_means[name] for name in names],
-        [none.problem_means[name] for name in names],
-        confidence=confidence,
-        resamples=resamples,
-        seed=seed,
+def _problem_result(group: Sequence[GradedSample]) -> ProblemResult:
+    first = next((sample for sample in group if sample.sample_index == 0), None)
+    lengths: dict[str, float] = {}
+    for name, measure in LENGTHS.items():
+        known = [length for sample in group if (length := measure(sample)) is not None]
+        if known:
+            lengths[name] = sum(known) / len(known)
+    return ProblemResult(
+        correct=sum(sample.verdict == "correct" for sample in group),
+        samples=len(group),
+        first_is_correct=None if first is None else first.verdict == "correct",
+        lengths=lengths,
     )
 
 
-def disagrees(sample: GradedSample) -> bool:
-    """Whether the second opinion was given and differs from the verdict."""
-    return sample.opinion in ("correct", "wrong") and (sample.opinion == "correct") != (sample.verdict == "correct")
-
-
-def _length_groups(
-    groups: Sequence[Sequence[GradedSample]], measure: Callable[[GradedSample], int], confidence: float
-) -> dict[str, LengthSummary | None]:
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    every = [[(measure(sample), sample.verdict == "correct") for sample in group] for group in groups]
-    return {
-        "all": summarise_lengths([[length for length, _ in group] for group in every], z=z),
-        "correct": summarise_lengths([[length for length, right in group if right] for group in every], z=z),
-        "not_correct": summarise_lengths([[length for length, right in group if not right] for group in every], z=z),
-    }
+def _consensus(evaluation: Evaluation, groups: Sequence[Sequence[GradedSample]], ks: Sequence[int]) -> dict[int, float]:
+    if not evaluation.grader_id.startswith(_VOTING_GRADERS):
+        return {}
+    votes_ps = [[(sample.extracted, sample.verdict == "correct") for sample in group] for group in groups]
+    return {k: consensus_at_k(votes_ps, k) for k in ks}

@@ -2,7 +2,7 @@
 
     with ResultStore.open(path) as store:          # one writer; a second one is refused
         store.register(run, config, versions, evaluations)
-        store.add(run.run_id, sample, grade, grading_id)
+        sample_id = store.add(run.run_id, sample, grade, grading_id)
     with ResultStore.read(path) as store:          # any number, also beside a writer
         store.graded_samples(run_id, evaluation)
 
@@ -20,17 +20,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
-from ms4_evals.graders.integer import Grade
+from ms4_evals.graders.base import Grade
 from ms4_evals.store.lock import exclusive_lock
-from ms4_evals.store.records import Evaluation, GradedSample, PlannedProblem, RunRecord, Sample
+from ms4_evals.store.records import Evaluation, GradedSample, PlannedProblem, RunRecord, Sample, SampleTexts
 from ms4_evals.store.schema import connect, database_errors, not_a_store
+from ms4_evals.store.seals import GRADE_COLUMNS, SAMPLE_COLUMNS, seal_of, verify_seals
 from ms4_evals.tasks.base import MODES, Mode
 from ms4_train.errors import EvaluationError
 from ms4_train.untrusted import parse_json
 
 _KEY_COLUMNS = "run_id = ? AND problem_id = ? AND prompt_id = ? AND mode = ? AND sampling_id = ? AND sample_index = ?"
 # The samples of an evaluation, joined to the problems that it plans; parameters: column, run, mode, sampling, samples.
-_SAMPLES_OF_EVALUATION = """
+SAMPLES_OF_EVALUATION = """
     FROM problems p
     JOIN samples s ON s.problem_id = p.problem_id AND s.prompt_id = p.prompt_id
     LEFT JOIN grades g ON g.sample_id = s.sample_id AND g.grading_id = p.grading_id
@@ -87,71 +88,98 @@ class ResultStore:
                 (run.run_id, run.label, _dump(run.model), run.seed, _dump(config)),
             )
             started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            self._connection.execute("INSERT INTO sessions VALUES (?, ?, ?)", (run.run_id, _dump(versions), started))
+            self._connection.execute(
+                "INSERT INTO sessions VALUES (?, ?, ?, (SELECT coalesce(max(sample_id), 0) + 1 FROM samples))",
+                (run.run_id, _dump(versions), started),
+            )
             for evaluation in evaluations:
                 self._register_evaluation(run.run_id, evaluation)
 
     def finished(self, run_id: str, evaluation: Evaluation) -> set[tuple[str, int]]:
         """(problem id, sample index) of every sample that need not be drawn again; errors do not count."""
         rows = self._execute(
-            f"SELECT s.problem_id, s.sample_index {_SAMPLES_OF_EVALUATION} AND s.error IS NULL", _parameters(run_id, evaluation)
+            f"SELECT s.problem_id, s.sample_index {SAMPLES_OF_EVALUATION} AND s.error IS NULL", evaluation_parameters(run_id, evaluation)
         )
         return {(row[0], row[1]) for row in rows}
 
-    def add(self, run_id: str, sample: Sample, grade: Grade, grading_id: str) -> None:
-        """Commit one sample with its verdict; it is on the disk when this returns. An earlier error of the same sample is replaced."""
-        key = (run_id, sample.problem_id, sample.prompt_id, sample.mode, sample.sampling_id, sample.sample_index)
+    def add(self, run_id: str, sample: Sample, grade: Grade | None, grading_id: str) -> int:
+        """Commit one sample, with its verdict where there is one; it is on the disk when this returns. Returns the sample's number.
+
+        An earlier error of the same sample is replaced.
+        """
         values = (
-            *key,
-            sample.seed,
-            sample.prompt_hash,
-            sample.thinking,
-            sample.answer,
-            sample.thinking_is_open,
-            len(sample.thinking),
-            len(sample.answer),
-            sample.thinking_tokens,
-            sample.answer_tokens,
-            sample.finish_reason,
-            sample.seconds,
-            sample.error,
+            *(run_id, sample.problem_id, sample.prompt_id, sample.mode, sample.sampling_id, sample.sample_index),
+            *(sample.seed, sample.prompt_hash, sample.thinking, sample.answer, sample.thinking_is_open),
+            *(len(sample.thinking), len(sample.answer), sample.thinking_tokens, sample.answer_tokens),
+            *(sample.finish_reason, sample.seconds, sample.prompt_tokens, sample.usage_tokens, sample.usage_thinking_tokens),
+            *(sample.cost, sample.endpoint, sample.attempts, sample.first_token_seconds, sample.error, sample.error_class),
         )
+        marks = ", ".join("?" * (len(values) + 1))
         with self._transaction():
-            self._connection.execute(f"DELETE FROM samples WHERE {_KEY_COLUMNS} AND error IS NOT NULL", key)
-            cursor = self._connection.execute(f"INSERT INTO samples VALUES (NULL, {', '.join('?' * len(values))})", values)
+            self._connection.execute(f"DELETE FROM samples WHERE {_KEY_COLUMNS} AND error IS NOT NULL", values[:6])
+            cursor = self._connection.execute(
+                f"INSERT INTO samples ({SAMPLE_COLUMNS}, seal) VALUES ({marks})", (*values, seal_of("sample", values))
+            )
             assert cursor.lastrowid is not None
-            self._insert_grade(cursor.lastrowid, grading_id, grade)
+            if grade is not None:
+                self._insert_grade(cursor.lastrowid, grading_id, grade)
+            return cursor.lastrowid
 
     def add_grade(self, sample_id: int, grading_id: str, grade: Grade) -> None:
-        """Commit the verdict of another grading on a stored sample."""
+        """Commit a verdict on a stored sample."""
         with self._transaction():
             self._insert_grade(sample_id, grading_id, grade)
 
     def set_opinions(self, opinions: Sequence[tuple[str, int, str]]) -> None:
         """Commit second opinions on graded samples, as (opinion, sample id, grading id)."""
         with self._transaction():
-            self._connection.executemany("UPDATE grades SET opinion = ? WHERE sample_id = ? AND grading_id = ?", opinions)
+            for opinion, *key in opinions:
+                self._connection.execute("UPDATE grades SET opinion = ? WHERE sample_id = ? AND grading_id = ?", (opinion, *key))
+                row = self._connection.execute(f"SELECT {GRADE_COLUMNS} FROM grades WHERE sample_id = ? AND grading_id = ?", key).fetchone()
+                seal = seal_of("grade", row)
+                self._connection.execute("UPDATE grades SET seal = ? WHERE sample_id = ? AND grading_id = ?", (seal, *key))
 
     def ungraded(self, run_id: str, evaluation: Evaluation) -> list[tuple[int, PlannedProblem, Sample]]:
         """Stored samples without a verdict under the evaluation's grading, as (sample id, problem, sample)."""
         problems = {problem.problem_id: problem for problem in evaluation.problems}
         columns = ", ".join(f"s.{field.name}" for field in dataclasses.fields(Sample))
         rows = self._execute(
-            f"SELECT s.sample_id, {columns} {_SAMPLES_OF_EVALUATION} AND g.verdict IS NULL ORDER BY s.sample_id",
-            _parameters(run_id, evaluation),
+            f"SELECT s.sample_id, {columns} {SAMPLES_OF_EVALUATION} AND g.verdict IS NULL ORDER BY s.sample_id",
+            evaluation_parameters(run_id, evaluation),
         )
         samples = [(row[0], Sample(*row[1:])) for row in rows]
         return [(sample_id, problems[sample.problem_id], sample) for sample_id, sample in samples]
 
     def graded_samples(self, run_id: str, evaluation: Evaluation) -> list[GradedSample]:
         """Every stored and graded sample of an evaluation, by problem and index, whenever and in whatever order they came."""
-        tables = {"gold": "p", "verdict": "g", "extracted": "g", "opinion": "g"}
+        tables = {"gold": "p", "grading_id": "g", "verdict": "g", "extracted": "g", "opinion": "g"}
         columns = ", ".join(f"{tables.get(field.name, 's')}.{field.name}" for field in dataclasses.fields(GradedSample))
         rows = self._execute(
-            f"SELECT {columns} {_SAMPLES_OF_EVALUATION} AND g.verdict IS NOT NULL ORDER BY p.position, s.sample_index",
-            _parameters(run_id, evaluation),
+            f"SELECT {columns} {SAMPLES_OF_EVALUATION} AND g.verdict IS NOT NULL ORDER BY p.position, s.sample_index",
+            evaluation_parameters(run_id, evaluation),
         )
         return [GradedSample(*row) for row in rows]
+
+    def texts(self, sample: GradedSample) -> SampleTexts:
+        """Thinking and final answer of a sample, and what its grader noted."""
+        row = self._execute(
+            "SELECT s.thinking, s.answer, g.details FROM samples s JOIN grades g ON g.sample_id = s.sample_id AND g.grading_id = ?"
+            " WHERE s.sample_id = ?",
+            (sample.grading_id, sample.sample_id),
+        )[0]
+        return SampleTexts(row[0], row[1], None if row[2] is None else parse_json(row[2], file=self.path))
+
+    def verify(self, run_id: str) -> int:
+        """Compare every record of a run with its seal; returns how many there are.
+
+        Raises:
+            EvaluationError: a record was changed after it was written.
+        """
+        return verify_seals(self._connection, self.path, run_id)
+
+    def config(self, run_id: str) -> Any:
+        """The configuration that a run was last started with."""
+        return parse_json(self._execute("SELECT config FROM runs WHERE run_id = ?", (run_id,))[0][0], file=self.path)
 
     def runs(self) -> list[RunRecord]:
         """Every run of the store, in the order they were first registered."""
@@ -166,15 +194,33 @@ class ResultStore:
     def evaluations(self, run_id: str) -> list[Evaluation]:
         """Everything that a run has been asked to evaluate, in the order it was first registered."""
         rows = self._execute(
-            "SELECT task, title, mode, board_id, column_id, sampling_id, sampling, grader_id, uses_second_opinion, samples"
+            "SELECT task, title, mode, board_id, column_id, sampling_id, sampling, grader_id, second_grader, samples"
             " FROM evaluations WHERE run_id = ? ORDER BY rowid",
             (run_id,),
         )
         return [self._evaluation(row) for row in rows]
 
+    def select(self, statement: str, parameters: Iterable[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """Rows of a query of one's own (``queries``), each read when it is asked for."""
+        with database_errors(self.path):
+            yield from self._connection.execute(statement, tuple(parameters))
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything that is read inside is of one moment, whatever a writer commits meanwhile."""
+        if self._connection.in_transaction:
+            yield
+            return
+        with database_errors(self.path):
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._connection.execute("ROLLBACK")
+
     def _evaluation(self, row: tuple[Any, ...]) -> Evaluation:
         problems = self._execute(
-            "SELECT problem_id, prompt_id, grading_id, gold, question FROM problems WHERE column_id = ? ORDER BY position", (row[4],)
+            "SELECT problem_id, prompt_id, grading_id, gold, question, facts FROM problems WHERE column_id = ? ORDER BY position", (row[4],)
         )
         sampling = parse_json(row[6], file=self.path)
         numbers = isinstance(sampling, dict) and all(isinstance(value, int | float) for value in sampling.values())
@@ -189,12 +235,13 @@ class ResultStore:
             sampling_id=row[5],
             sampling=sampling,
             grader_id=row[7],
-            uses_second_opinion=bool(row[8]),
+            second_grader=row[8],
             samples=row[9],
-            problems=tuple(PlannedProblem(*problem) for problem in problems),
+            problems=tuple(PlannedProblem(*problem[:5], parse_json(problem[5], file=self.path)) for problem in problems),
         )
 
     def _register_evaluation(self, run_id: str, evaluation: Evaluation) -> None:
+        column = evaluation.column_id
         self._connection.execute(
             "INSERT INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (run_id, column_id) DO UPDATE SET title = excluded.title, samples = excluded.samples",
@@ -208,20 +255,24 @@ class ResultStore:
                 evaluation.sampling_id,
                 _dump(evaluation.sampling),
                 evaluation.grader_id,
-                evaluation.uses_second_opinion,
+                evaluation.second_grader,
                 evaluation.samples,
             ),
         )
         self._connection.executemany(
-            "INSERT OR IGNORE INTO problems VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO problems VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (column_id, position) DO UPDATE SET facts = excluded.facts",
             [
-                (evaluation.column_id, position, item.problem_id, item.prompt_id, item.grading_id, item.gold, item.question)
+                (column, position, item.problem_id, item.prompt_id, item.grading_id, item.gold, item.question, _dump(item.facts))
                 for position, item in enumerate(evaluation.problems)
             ],
         )
 
     def _insert_grade(self, sample_id: int, grading_id: str, grade: Grade) -> None:
-        self._connection.execute("INSERT INTO grades VALUES (?, ?, ?, ?, NULL)", (sample_id, grading_id, grade.verdict, grade.extracted))
+        details = None if grade.details is None else _dump(grade.details)
+        values = (sample_id, grading_id, grade.verdict, grade.extracted, grade.opinion, details)
+        self._connection.execute(
+            f"INSERT INTO grades ({GRADE_COLUMNS}, seal) VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, seal_of("grade", values))
+        )
 
     def _execute(self, statement: str, parameters: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         with database_errors(self.path):
@@ -240,7 +291,8 @@ class ResultStore:
             self._connection.execute("COMMIT")
 
 
-def _parameters(run_id: str, evaluation: Evaluation) -> tuple[Any, ...]:
+def evaluation_parameters(run_id: str, evaluation: Evaluation) -> tuple[Any, ...]:
+    """The parameters of ``SAMPLES_OF_EVALUATION``."""
     return (evaluation.column_id, run_id, evaluation.mode, evaluation.sampling_id, evaluation.samples)
 
 

@@ -1,7 +1,8 @@
 """The tables of a results store, and opening a file that is one.
 
 ``samples`` holds what models said and ``grades`` what graders made of it, so that a corrected grader or gold answer grades again without
-drawing again. Exercise it: ``pytest tests/evals/ms4_evals/store/test_schema.py``.
+drawing again. Both carry a seal, a hash of their own row, so that an edited record is noticed (``seals``).
+Exercise it: ``pytest tests/evals/ms4_evals/store/test_schema.py``.
 """
 
 from __future__ import annotations
@@ -15,30 +16,34 @@ from ms4_train.errors import EvaluationError, StorageError
 from ms4_train.storage import storage_errors
 
 APPLICATION_ID = 0x4D533445
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
+# The long texts are the last columns of a sample, so that counting and summing reads past none of them.
 _TABLES = """
 CREATE TABLE runs (run_id TEXT PRIMARY KEY, label TEXT NOT NULL, model TEXT NOT NULL, seed INTEGER NOT NULL, config TEXT NOT NULL);
-CREATE TABLE sessions (run_id TEXT NOT NULL REFERENCES runs, versions TEXT NOT NULL, started TEXT NOT NULL);
+CREATE TABLE sessions (run_id TEXT NOT NULL REFERENCES runs, versions TEXT NOT NULL, started TEXT NOT NULL,
+    first_sample INTEGER NOT NULL);
 CREATE TABLE evaluations (
     run_id TEXT NOT NULL REFERENCES runs, column_id TEXT NOT NULL, task TEXT NOT NULL, title TEXT NOT NULL, mode TEXT NOT NULL,
     board_id TEXT NOT NULL, sampling_id TEXT NOT NULL, sampling TEXT NOT NULL, grader_id TEXT NOT NULL,
-    uses_second_opinion INTEGER NOT NULL, samples INTEGER NOT NULL,
+    second_grader TEXT NOT NULL, samples INTEGER NOT NULL,
     PRIMARY KEY (run_id, column_id));
 CREATE TABLE problems (
     column_id TEXT NOT NULL, position INTEGER NOT NULL, problem_id TEXT NOT NULL, prompt_id TEXT NOT NULL, grading_id TEXT NOT NULL,
-    gold TEXT NOT NULL, question TEXT NOT NULL,
+    gold TEXT NOT NULL, question TEXT NOT NULL, facts TEXT NOT NULL,
     PRIMARY KEY (column_id, position)) WITHOUT ROWID;
 CREATE TABLE samples (
     sample_id INTEGER PRIMARY KEY, run_id TEXT NOT NULL REFERENCES runs, problem_id TEXT NOT NULL, prompt_id TEXT NOT NULL,
     mode TEXT NOT NULL, sampling_id TEXT NOT NULL, sample_index INTEGER NOT NULL, seed INTEGER NOT NULL, prompt_hash TEXT NOT NULL,
-    thinking TEXT NOT NULL, answer TEXT NOT NULL, thinking_is_open INTEGER NOT NULL,
+    thinking_is_open INTEGER NOT NULL,
     thinking_chars INTEGER NOT NULL, answer_chars INTEGER NOT NULL, thinking_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL,
-    finish_reason TEXT NOT NULL, seconds REAL NOT NULL, error TEXT,
+    finish_reason TEXT NOT NULL, seconds REAL NOT NULL, prompt_tokens INTEGER, usage_tokens INTEGER, usage_thinking_tokens INTEGER,
+    cost REAL, endpoint TEXT NOT NULL, attempts INTEGER NOT NULL, first_token_seconds REAL, error TEXT, error_class TEXT,
+    seal TEXT NOT NULL, thinking TEXT NOT NULL, answer TEXT NOT NULL,
     UNIQUE (run_id, problem_id, prompt_id, mode, sampling_id, sample_index));
 CREATE TABLE grades (
     sample_id INTEGER NOT NULL REFERENCES samples ON DELETE CASCADE, grading_id TEXT NOT NULL, verdict TEXT NOT NULL, extracted TEXT,
-    opinion TEXT,
+    opinion TEXT, details TEXT, seal TEXT NOT NULL,
     PRIMARY KEY (sample_id, grading_id)) WITHOUT ROWID;
 """
 
@@ -53,7 +58,7 @@ def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
         StorageError: the file cannot be written.
     """
     if not writable and not path.is_file():
-        raise EvaluationError("there is no such store.", file=path, fix="name the SQLite file of a finished `ms4 eval`.")
+        raise EvaluationError("there is no such store.", file=path, fix="name the SQLite file of an `ms4 eval run`.")
     with database_errors(path):
         connection = sqlite3.connect(path, isolation_level=None)
         try:
@@ -110,4 +115,4 @@ def _prepare(connection: sqlite3.Connection, path: Path, writable: bool) -> None
 
 def not_a_store(path: Path) -> EvaluationError:
     """The error for a path that holds something else."""
-    return EvaluationError("this file is not a results store.", file=path, fix="name the SQLite file of an `ms4 eval`.")
+    return EvaluationError("this file is not a results store.", file=path, fix="name the SQLite file of an `ms4 eval run`.")

@@ -36,7 +36,7 @@ class Kind:
 
     Attributes:
         name: what configurations call it.
-        description: one sentence for ``ms4 eval --list``.
+        description: one sentence for ``ms4 eval tasks``.
         modulus: every step is reduced by it.
         operands: the ten symbols that stand for 0 to 9 in the question.
         operators: the symbols that stand for ``+``, ``-`` and ``*`` in the question. Capital operators between small operands keep the

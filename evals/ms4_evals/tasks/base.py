@@ -7,10 +7,10 @@ never put side by side. Exercise it: ``pytest tests/evals/ms4_evals/tasks/test_b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from ms4_evals.graders.integer import Grade
+from ms4_evals.graders.base import Grader
 from ms4_evals.identity import content_hash
 
 Mode = Literal["none", "high"]
@@ -25,26 +25,15 @@ class TaskProblem:
 
     Attributes:
         problem_id: unique over all tasks, e.g. ``aime_2025/07``.
-        question: without the instruction.
-        gold: the right answer, as the grader of the task reads it.
+        question: for people and judges, without instruction and documents.
+        gold: the right answer as the grader of the task reads it; for code, a digest of the tests.
+        facts: what scores are broken down by, e.g. difficulty, platform, month (``2024-08``), errata, category.
     """
 
     problem_id: str
     question: str
     gold: str
-
-
-class Grader(Protocol):
-    """Gives a verdict on a final answer."""
-
-    @property
-    def grader_id(self) -> str:
-        """Name and version; changes whenever a verdict could."""
-        ...
-
-    def grade(self, answer: str, gold: str, *, is_truncated: bool) -> Grade:
-        """The verdict on the final answer (without thinking) of one sample."""
-        ...
+    facts: Mapping[str, str | int] = field(default_factory=dict)
 
 
 class Task(Protocol):
@@ -76,8 +65,8 @@ class Task(Protocol):
         ...
 
     @property
-    def uses_second_opinion(self) -> bool:
-        """Whether answers are integers that math-verify is asked about too."""
+    def groups_samples(self) -> bool:
+        """Whether all samples of a problem are drawn together, because prompts are long and servers keep what they have read."""
         ...
 
     def messages(self, problem: TaskProblem) -> list[Message]:
@@ -99,7 +88,7 @@ class QuestionTask:
     problems: tuple[TaskProblem, ...]
     grader: Grader
     instruction: str = ""
-    uses_second_opinion: bool = True
+    groups_samples: bool = False
 
     def messages(self, problem: TaskProblem) -> list[Message]:
         """One user message: the instruction, an empty line, the question."""

@@ -111,8 +111,8 @@ def test_other_sampling_draws_anew(tmp_path):
 class StrictGrader(IntegerGrader):
     """Finds nothing right."""
 
-    def grade(self, answer, gold, *, is_truncated):
-        return dataclasses.replace(super().grade(answer, gold, is_truncated=is_truncated), verdict="wrong")
+    def grade(self, problem, answer, *, is_truncated):
+        return dataclasses.replace(super().grade(problem, answer, is_truncated=is_truncated), verdict="wrong")
 
 
 def test_a_new_grader_grades_stored_samples_without_drawing(tmp_path):
@@ -146,7 +146,8 @@ def test_answers_that_utf8_cannot_hold_are_stored(tmp_path):
 
     _, report, (none, _) = run(tmp_path / "r.sqlite", Surrogate(TASKS))
     assert report["complete"]
-    assert none[0].answer == "? \\boxed{1}"
+    with ResultStore.read(tmp_path / "r.sqlite") as store:
+        assert store.texts(none[0]).answer == "? \\boxed{1}"
 
 
 def test_a_box_in_the_thinking_is_no_answer(tmp_path):

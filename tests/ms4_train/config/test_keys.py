@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ms4_train.config.evaluation import AimeTask, ArithmeticTask, EvalRun
+from ms4_train.config.evaluation import AimeTask, ArithmeticTask, EvalRun, LcrTask, LiveCodeBenchTask
 from ms4_train.config.keys import annotations_at, known_keys, places_of, unknown_key_fix
 from ms4_train.config.schema import SftRun
 
@@ -32,11 +32,14 @@ def test_known_keys_equal_the_json_schema_everywhere(model):
     assert visited >= 6
 
 
+SECTIONS = [AimeTask, ArithmeticTask, LiveCodeBenchTask, LcrTask]
+
+
 def test_the_discriminator_chooses_among_sections():
-    assert annotations_at(EvalRun, ("tasks", 0)) == [AimeTask, ArithmeticTask]
+    assert annotations_at(EvalRun, ("tasks", 0)) == SECTIONS
     assert known_keys(EvalRun, ("tasks", 0), {"task": "aime"}) == sorted(AimeTask.model_fields)
     assert known_keys(EvalRun, ("tasks", 0), {"task": "arithmetic"}) == sorted(ArithmeticTask.model_fields)
-    assert set(known_keys(EvalRun, ("tasks", 0))) == {*AimeTask.model_fields, *ArithmeticTask.model_fields}
+    assert set(known_keys(EvalRun, ("tasks", 0))) == {key for section in SECTIONS for key in section.model_fields}
 
 
 def test_places_that_do_not_exist():

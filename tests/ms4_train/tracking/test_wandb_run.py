@@ -1,35 +1,14 @@
 """W&B without an account: an offline run is written, read back with W&B's own message types, and continued under the same id."""
 
 import json
-import struct
 import sys
 
 import pytest
-from wandb.proto import wandb_internal_pb2
+from support.wandb_files import read_records
 
 from ms4_train.config.schema import WandbSection
 from ms4_train.errors import MissingDependencyError
 from ms4_train.tracking.wandb_run import WandbTracker
-
-BLOCK, HEADER, FILE_HEADER = 32768, 7, 7
-
-
-def read_records(path):
-    """W&B's file is a LevelDB log: blocks of framed chunks (checksum 4 bytes, length 2, type 1), here without checking the checksums."""
-    data = path.read_bytes()
-    position, parts = FILE_HEADER, []
-    while position + HEADER <= len(data):
-        if BLOCK - position % BLOCK < HEADER:
-            position += BLOCK - position % BLOCK
-            continue
-        length, kind = struct.unpack_from("<HB", data, position + 4)
-        parts.append(data[position + HEADER : position + HEADER + length])
-        position += HEADER + length
-        if kind in {1, 4}:  # the whole of a record, or its last part
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(b"".join(parts))
-            parts = []
-            yield record
 
 
 def history(path):

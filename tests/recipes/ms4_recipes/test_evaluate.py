@@ -2,18 +2,14 @@
 
 import dataclasses
 import json
-import shutil
 
 import pytest
-from support.checkpoints import full_section
-from support.eval_files import eval_run, write_model
+from support.eval_files import eval_run, stored_texts, write_model, write_ones_adapter
 
+from ms4_evals.clients.engine import EngineClient
 from ms4_evals.store.results import ResultStore
 from ms4_recipes import evaluate
-from ms4_train.adapters import adapter_tensors, attach, save_adapter
-from ms4_train.config.schema import ModelSection
 from ms4_train.errors import EngineError, EvaluationError, MS4Error
-from ms4_train.weights import base_fingerprint, load_model
 
 ONE_TASK = [{"task": "arithmetic", "kind": "digits", "problems": 3, "samples": 2}]
 
@@ -25,16 +21,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapter(model, tmp_path_factory):
-    """An adapter whose tensors are all ones, so that it changes answers."""
-    import torch
-
-    network = load_model(model, dtype=torch.float32)
-    section = full_section()
-    attach(network, section)
-    tensors = {name: torch.ones_like(tensor) for name, tensor in adapter_tensors(network).items()}
-    folder = tmp_path_factory.mktemp("files") / "tuned" / "adapter"
-    save_adapter(tensors, folder, section=section, config=network.config, base_path=model, base_fingerprint=base_fingerprint(model))
-    return folder
+    return write_ones_adapter(model, tmp_path_factory.mktemp("files") / "tuned" / "adapter")
 
 
 def samples_of(store):
@@ -65,30 +52,10 @@ def test_an_adapter_is_another_run_with_other_answers(model, adapter, tmp_path):
     store = tmp_path / "r.sqlite"
     for section in ({"path": str(model), "dtype": "float32"}, {"path": str(model), "dtype": "float32", "adapter": str(adapter)}):
         evaluate.run(eval_run(model, store, tasks=ONE_TASK, label=None, model=section))
-    samples = samples_of(store)
-    assert set(samples) == {"tiny", "tiny + tuned/adapter"}
-    plain, tuned = samples.values()
-    assert [sample.answer + sample.thinking for sample in plain] != [sample.answer + sample.thinking for sample in tuned]
-
-
-def test_what_identifies_a_model_changes_with_each_of_its_parts(model, adapter, tmp_path):
-    moved = tmp_path / "moved"
-    shutil.copytree(model, moved)
-    section = ModelSection(path=str(model), dtype="float32")
-
-    def identity(**changes):
-        return evaluate.load_model_under_test(section.model_copy(update=changes))[2]
-
-    assert identity() == identity(path=str(moved)), "where the files lie does not matter"
-    others = [identity(dtype="bfloat16"), identity(softmax_scale="mscale"), identity(adapter=str(adapter))]
-    assert len({json.dumps(value, sort_keys=True) for value in (identity(), *others)}) == 4
-    assert identity(softmax_scale="plain") == identity(), "auto and what auto means are one model"
-
-
-def test_default_labels(tmp_path):
-    assert evaluate.default_label(ModelSection(path=str(tmp_path / "small"))) == "small"
-    section = ModelSection(path="runs/full/model", adapter="runs/lora/adapter")
-    assert evaluate.default_label(section) == "full/model + lora/adapter"
+    texts = stored_texts(store)
+    assert set(texts) == {"tiny", "tiny + tuned/adapter"}
+    plain, tuned = texts.values()
+    assert plain != tuned
 
 
 def test_what_cannot_be_used_is_one_clear_error(model, tmp_path):
@@ -133,14 +100,14 @@ def test_a_request_that_does_not_fit_is_refused_before_the_first_sample(model, t
 
 def test_errors_end_in_a_report_that_says_so_and_in_an_error(model, tmp_path, monkeypatch):
     """The answers of one problem are lost on their way; the rest of the path is real."""
-    original = evaluate.EngineClient._sample_answer
+    original = EngineClient._sample_answer
 
     def losing(self, completion, prompt):
         answer = original(self, completion, prompt)
         return dataclasses.replace(answer, error="lost", finish_reason="") if "/0001 high" in completion.request_id else answer
 
     config = eval_run(model, tmp_path / "r.sqlite", tasks=ONE_TASK)
-    monkeypatch.setattr(evaluate.EngineClient, "_sample_answer", losing)
+    monkeypatch.setattr(EngineClient, "_sample_answer", losing)
     with pytest.raises(EvaluationError, match="2 of 12 samples"):
         evaluate.run(config)
     (path,) = (tmp_path / "r-reports").glob("*.json")

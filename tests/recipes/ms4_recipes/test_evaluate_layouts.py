@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.eval_files import eval_run
+from support.eval_files import eval_run, stored_texts
 from support.every_layout import NAMES, QUANTISED, write_layout
 
-from ms4_evals.store.results import ResultStore
+from ms4_evals.clients.embedded import load_model_under_test
 from ms4_recipes import evaluate
 from ms4_train.config.schema import ModelSection
 from ms4_train.errors import TokenizerError
@@ -19,10 +19,8 @@ ONE_TASK = [{"task": "arithmetic", "kind": "digits", "problems": 2, "samples": 1
 
 
 def samples(store: Path) -> list[tuple[str, str]]:
-    with ResultStore.read(store) as reader:
-        (run,) = reader.runs()
-        graded = [reader.graded_samples(run.run_id, evaluation) for evaluation in reader.evaluations(run.run_id)]
-    return [(sample.thinking, sample.answer) for group in graded for sample in group]
+    (texts,) = stored_texts(store).values()
+    return texts
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,7 +59,7 @@ def test_in_float32_a_quantised_model_is_not_its_bf16_conversion(tmp_path: Path)
     written = write_layout(tmp_path, "native-fp8")
 
     def identity(folder: Path, dtype: Any) -> dict[str, Any]:
-        return evaluate.load_model_under_test(ModelSection(path=str(folder), dtype=dtype))[2]
+        return load_model_under_test(ModelSection(path=str(folder), dtype=dtype))[2]
 
     assert identity(written.folder, "bfloat16") == identity(written.meaning, "bfloat16")
     assert identity(written.folder, "float32") == {**identity(written.meaning, "float32"), "encoding": "fp8"}

@@ -32,7 +32,7 @@ def requests(count=4):
             problem_id=f"p/{number}",
             mode=mode,
             sample_index=0,
-            messages=({"role": "user", "content": f"{number}+{number}"},),
+            prompt=lambda number=number: [{"role": "user", "content": f"{number}+{number}"}],
             temperature=0.7,
             top_p=0.9,
             max_tokens=12 if mode == "high" else 5,
@@ -62,7 +62,8 @@ def test_every_answer_is_what_the_engine_gives_to_that_request_alone(model, toke
         (completion,) = engine.generate([alone])
         parsed = parse_answer(completion.token_ids, tokenizer)
         assert (answer.thinking, answer.answer) == (parsed.thinking, parsed.content)
-        assert (answer.thinking_tokens, answer.answer_tokens) == (parsed.thinking_tokens, parsed.content_tokens)
+        assert (answer.usage_thinking_tokens, answer.usage_tokens) == (parsed.thinking_tokens, completion.generated_tokens)
+        assert answer.prompt_tokens == len(alone.prompt_ids)
         assert answer.finish_reason == completion.finish_reason
         assert answer.error is None
 

@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 from support.eval_client import arithmetic_tasks, both_modes
 
-from ms4_evals.graders.integer import Grade
+from ms4_evals.graders.base import Grade
 from ms4_evals.runner import make_plans
 from ms4_evals.store.records import RunRecord, Sample
 from ms4_evals.store.results import ResultStore
@@ -61,6 +61,34 @@ def test_a_sample_comes_back_as_it_was(store, evaluation):
         if hasattr(sample, field.name):
             assert getattr(found, field.name) == getattr(sample, field.name), field.name
     assert (found.verdict, found.extracted, found.opinion, found.gold) == ("wrong", "x", None, evaluation.problems[1].gold)
+    texts = store.texts(found)
+    assert (texts.thinking, texts.answer, texts.details) == (sample.thinking, sample.answer, None)
+
+
+def test_what_the_grader_noted_comes_back(store, evaluation):
+    details = {"class": "WA", "test": 3, "got": "\x00 \u2028", "nested": [1.5, None]}
+    add(store, evaluation, grade=Grade("wrong", None, details, "correct"))
+    (found,) = store.graded_samples(RUN.run_id, evaluation)
+    assert store.texts(found).details == details
+    assert found.opinion == "correct"
+
+
+def test_a_sample_without_a_verdict_waits_for_one(store, evaluation):
+    sample_id = store.add(RUN.run_id, sample_of(evaluation), None, evaluation.problems[0].grading_id)
+    assert store.graded_samples(RUN.run_id, evaluation) == []
+    assert [entry[0] for entry in store.ungraded(RUN.run_id, evaluation)] == [sample_id]
+    store.add_grade(sample_id, evaluation.problems[0].grading_id, Grade("correct", "1"))
+    assert store.ungraded(RUN.run_id, evaluation) == []
+    assert len(store.graded_samples(RUN.run_id, evaluation)) == 1
+
+
+def test_facts_and_configuration_come_back(tmp_path, evaluation):
+    problems = tuple(dataclasses.replace(problem, facts={"month": "2024-08", "input_tokens": 7}) for problem in evaluation.problems)
+    with ResultStore.open(tmp_path / "f.sqlite") as opened:
+        opened.register(RUN, {"a": [1, {"b": None}]}, {}, [evaluation])
+        opened.register(RUN, {"a": [1, {"b": None}]}, {}, [dataclasses.replace(evaluation, problems=problems)])
+        assert opened.evaluations(RUN.run_id)[0].problems == problems
+        assert opened.config(RUN.run_id) == {"a": [1, {"b": None}]}
 
 
 def test_samples_stand_by_problem_and_index_whatever_order_they_came_in(store, evaluation):

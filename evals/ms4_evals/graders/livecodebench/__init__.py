@@ -1,0 +1,1 @@
+"""The two LiveCodeBench graders: strict, and bug-compatible with the original."""

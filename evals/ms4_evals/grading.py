@@ -1,0 +1,123 @@
+"""Gives stored samples their verdicts: at once, or in threads beside the drawing for graders that run programs or ask judges.
+
+Verdicts are committed by the thread that owns the store. A sample whose grader failed keeps no verdict; the next start grades it.
+Exercise it: ``pytest tests/evals/ms4_evals/test_grading.py``.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+
+from ms4_evals.graders.base import Grade, Grader, GradingFailure
+from ms4_evals.store.records import PlannedProblem, Sample
+from ms4_evals.store.results import ResultStore
+from ms4_evals.tasks.base import TaskProblem
+
+DEFAULT_WORKERS = 4
+_FAILURES_LISTED = 5
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    sample_id: int
+    grading_id: str
+
+
+def grade_sample(grader: Grader, problem: TaskProblem, sample: Sample) -> Grade:
+    """The verdict on a sample; ``error`` without asking the grader for one that has no answer.
+
+    Raises:
+        GradingFailure: as ``Grader.grade``.
+    """
+    if sample.error is not None:
+        return Grade("error", None)
+    return grader.grade(problem, sample.answer, is_truncated=sample.finish_reason == "length")
+
+
+class Grading:
+    """Grades samples of one store; a context manager that leaves no thread behind.
+
+    Args:
+        store: open to write; used in the calling thread only.
+        workers: threads for graders that take their time.
+        on_grade: called in the calling thread whenever such a verdict is stored.
+    """
+
+    def __init__(self, store: ResultStore, *, workers: int = DEFAULT_WORKERS, on_grade: Callable[[], None] = lambda: None) -> None:
+        self._store = store
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="grading")
+        self._on_grade = on_grade
+        self._waiting: dict[Future[Grade], _Waiting] = {}
+        self.failures: list[str] = []
+        self.failed = 0
+
+    def __enter__(self) -> Grading:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        if error is None or isinstance(error, KeyboardInterrupt):
+            self.collect()  # what was graded while the pool wound up is not lost
+
+    @property
+    def waiting(self) -> int:
+        """Samples without a verdict yet."""
+        return len(self._waiting)
+
+    def add(self, run_id: str, sample: Sample, grader: Grader, problem: TaskProblem, planned: PlannedProblem) -> None:
+        """Store a sample and have it graded."""
+        if sample.error is not None or grader.is_instant:
+            self._store.add(run_id, sample, self._grade_now(grader, problem, sample), planned.grading_id)
+        else:
+            self._later(self._store.add(run_id, sample, None, planned.grading_id), sample, grader, problem, planned)
+        self.collect()
+
+    def again(self, sample_id: int, sample: Sample, grader: Grader, problem: TaskProblem, planned: PlannedProblem) -> None:
+        """Have a stored sample graded that has no verdict under this grading."""
+        if sample.error is None and not grader.is_instant:
+            self._later(sample_id, sample, grader, problem, planned)
+            self.collect()
+        elif (grade := self._grade_now(grader, problem, sample)) is not None:
+            self._store.add_grade(sample_id, planned.grading_id, grade)
+
+    def collect(self) -> None:
+        """Store the verdicts that have come in; does not wait."""
+        for future in [future for future in self._waiting if future.done()]:
+            self._finish(future)
+
+    def finish(self) -> None:
+        """Wait for all verdicts, storing each as it comes."""
+        while self._waiting:
+            done, _ = concurrent.futures.wait(self._waiting, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                self._finish(future)
+
+    def _later(self, sample_id: int, sample: Sample, grader: Grader, problem: TaskProblem, planned: PlannedProblem) -> None:
+        future = self._pool.submit(grade_sample, grader, problem, sample)
+        self._waiting[future] = _Waiting(sample_id, planned.grading_id)
+
+    def _grade_now(self, grader: Grader, problem: TaskProblem, sample: Sample) -> Grade | None:
+        try:
+            return grade_sample(grader, problem, sample)
+        except GradingFailure as failure:
+            self._note(failure)
+            return None
+
+    def _finish(self, future: Future[Grade]) -> None:
+        waiting = self._waiting.pop(future)
+        try:
+            grade = future.result()
+        except (GradingFailure, concurrent.futures.CancelledError) as failure:
+            self._note(failure)
+            return
+        self._store.add_grade(waiting.sample_id, waiting.grading_id, grade)
+        self._on_grade()
+
+    def _note(self, failure: BaseException) -> None:
+        self.failed += 1
+        if len(self.failures) < _FAILURES_LISTED:
+            self.failures.append(str(failure) or type(failure).__name__)

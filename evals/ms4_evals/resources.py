@@ -1,0 +1,86 @@
+"""What graders need beside an answer: a sandbox for programs, a judge for prose. Opened when the first task asks, closed at the end.
+
+Opening comes before drawing, so that a machine without a sandbox says so at once and not after a night of answers.
+Exercise it: ``pytest tests/evals/ms4_evals/test_resources.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from ms4_evals.graders.base import Grader
+from ms4_train.config.endpoint import JudgeSection
+from ms4_train.config.eval_tasks import LcrTask, SandboxSection
+from ms4_train.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from ms4_evals.graders.livecodebench.problem import TestSource
+    from ms4_evals.sandbox.base import Sandbox
+
+_MOST_WORKERS = 16
+
+
+class Resources:
+    """Sandbox and judge of one evaluation; a context manager.
+
+    Args:
+        sandbox: how programs are run.
+        judge: which model judges; None where the configuration names none.
+    """
+
+    def __init__(self, sandbox: SandboxSection | None = None, judge: JudgeSection | None = None) -> None:
+        self._sandbox_section = sandbox or SandboxSection()
+        self._judge_section = judge
+        self._stack = contextlib.ExitStack()
+        self._sandbox: Sandbox | None = None
+        self._uses_judge = False
+
+    def __enter__(self) -> Resources:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the sandbox and the judge's connections."""
+        self._stack.close()
+
+    @property
+    def workers(self) -> int:
+        """Samples graded at once: programs by the number of processors, judgements by what the judge is given."""
+        programs = self._sandbox_section.workers or min(os.cpu_count() or 1, _MOST_WORKERS)
+        judgements = self._judge_section.workers if self._uses_judge and self._judge_section else 0
+        return max(programs if self._sandbox is not None else 1, judgements)
+
+    def code_grader(self, tests: TestSource) -> Grader:
+        """The grader of programs.
+
+        Raises:
+            EvaluationError: there is no sandbox here.
+        """
+        from ms4_evals.graders.livecodebench.grader import CodeGrader
+        from ms4_evals.sandbox.opening import open_sandbox
+
+        if self._sandbox is None:
+            self._sandbox = self._stack.enter_context(open_sandbox(unsafe=self._sandbox_section.unsafe))
+        return CodeGrader(tests, self._sandbox)
+
+    def judge_grader(self, section: LcrTask) -> Grader:
+        """The grader that asks a judge.
+
+        Raises:
+            EvaluationError: no judge is configured, or it cannot be reached.
+        """
+        from ms4_evals.graders.judge.grader import JudgeGrader
+        from ms4_evals.graders.judge.opening import open_judge
+
+        if self._judge_section is None:
+            raise EvaluationError(
+                "lcr needs a judge.", key="judge", fix="add judge: {servers: [{base_url: ..., model: ...}]}; see configs/eval/lcr.yaml."
+            )
+        ask, name = self._stack.enter_context(open_judge(self._judge_section))
+        self._uses_judge = True
+        return JudgeGrader(section.version, ask, name)

@@ -1,0 +1,1 @@
+"""The LiveCodeBench task: its data, its windows, its prompts, its tests."""
