@@ -15,7 +15,9 @@ import pytest
 from support import layout
 
 ROOT = Path(__file__).resolve().parents[1]
-ALLOWED_CODE: dict[str, str] = {}
+ALLOWED_CODE: dict[str, str] = {
+    "tests/evals/ms4_evals/tasks/livecodebench/test_private_tests.py": "makes hostile pickles, and shows that pickle.loads obeys them",
+}
 """Files that may use what ``banned_code`` bans -> why."""
 
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ms4_evals.markdown import counted, in_code, in_table, interval, number, p_value, percent, points, table
+from ms4_evals.outside_text import one_line
 from ms4_evals.statistics.breakdowns import OUTPUT_TOKENS
 
-__all__ = ["in_table", "percent", "to_markdown"]
+__all__ = ["headlines", "in_table", "left_out_text", "pairing_lines", "percent", "to_markdown"]
 
 LENGTH_ROWS = (
     ("thinking", "characters", "thinking_chars"),
@@ -29,6 +30,7 @@ _METHODS = {
     "bootstrap": "bootstrap over problems",
     "wilson": "all problems differ alike, so from the intervals of both scores",
 }
+_RATIOS = {"total_chars": "the characters", "total_tokens": "the tokens", "answer_chars": "the characters of the final answer"}
 
 
 def to_markdown(report: dict[str, Any], *, images: Mapping[str, str] | None = None) -> str:
@@ -47,10 +49,33 @@ def to_markdown(report: dict[str, Any], *, images: Mapping[str, str] | None = No
     lines += ["## Run", "", f"- run `{report['run_id'][:16]}`, seed {report['seed']}"]
     lines += [f"- {in_table(key)}: {in_code(str(value))}" for key, value in report["model"].items() if value is not None]
     lines += [
-        "- versions: " + ", ".join(f"{in_table(name)} {in_table(str(number))}" for name, number in versions.items())
+        "- versions: " + ", ".join(f"{in_table(name)} {in_table(str(version))}" for name, version in versions.items())
         for versions in report["versions"]
     ]
     return "\n".join(lines) + "\n"
+
+
+def headlines(report: dict[str, Any]) -> list[str]:
+    """One line per task, per mode of it, and per difference, for a terminal."""
+    lines: list[str] = []
+    for task in report["tasks"]:
+        lines.append(one_line(task["title"]))
+        for mode in task["modes"]:
+            score, lengths = mode["score"], mode["lengths"]
+            if score is None:
+                lines.append(f"  {mode['mode']:4}  no score: {left_out_text(mode)} of {mode['planned']:,} samples")
+                continue
+            chars, tokens = lengths["total_chars"]["all"], lengths["total_tokens"]["all"]
+            state = "" if mode["complete"] else f"; left out: {left_out_text(mode)} of {mode['planned']:,} samples"
+            lines.append(
+                f"  {mode['mode']:4}  {percent(score['value'])} %  ({interval(score)}), {chars['mean']:,.0f} characters,"
+                f" {tokens['mean']:,.0f} tokens{state}"
+            )
+        if difference := task["high_minus_none"]:
+            lines.append(
+                f"  high - none  {points(difference['value'])} points  ({points(difference['low'])} to {points(difference['high'])})"
+            )
+    return lines
 
 
 def left_out_text(mode: dict[str, Any]) -> str:
@@ -67,7 +92,10 @@ def _warning(report: dict[str, Any]) -> str:
             f"**Not complete: {left_out:,} of {planned:,} samples are missing, ungraded or errors, and are left out of every score."
             " They are not a random part, so the scores may be too high.**"
         )
-    return f"**Not complete: {left_out:,} of {planned:,} samples are missing, ungraded or errors. Tasks and modes with such samples have no score.**"
+    return (
+        f"**Not complete: {left_out:,} of {planned:,} samples are missing, ungraded or errors."
+        " Tasks and modes with such samples have no score.**"
+    )
 
 
 def _task_lines(task: dict[str, Any], confidence: float, token_counter: str) -> list[str]:
@@ -76,6 +104,8 @@ def _task_lines(task: dict[str, Any], confidence: float, token_counter: str) -> 
         f"## {in_table(task['title'])}",
         "",
         f"board `{task['board_id'][:12]}`, grader {in_table(task['grader'])}, {task['problems']} problems",
+        "",
+        *(f"- sampling, {mode['mode']}: {_settings(mode['sampling'])}" for mode in task["modes"]),
         "",
     ]
     lines += table(
@@ -143,21 +173,33 @@ def _difference_lines(difference: dict[str, Any] | None, level: str) -> list[str
         f" {points(difference['high'])} ({_METHODS[difference['method']]})",
         "",
     ]
-    return lines + test_lines(difference, "high", "none")
+    return lines + pairing_lines(difference, "high", "none")
 
 
-def test_lines(pairing: dict[str, Any], first: str, second: str) -> list[str]:
-    """The exact tests of a comparison, in words."""
+def pairing_lines(pairing: dict[str, Any], first: str, second: str) -> list[str]:
+    """The exact tests and the lengths of a comparison, in words. The two names are put in as they are."""
     lines: list[str] = []
     counts = pairing["mcnemar"]
     if counts:
         lines.append(
-            f"- exact McNemar on the first sample of each problem: {counts['first_only']} only {first}, {counts['second_only']} only {second},"
-            f" {counts['both']} both, {counts['neither']} neither; p = {p_value(counts['p_value'])}"
+            f"- exact McNemar on the first sample of each problem: {counts['first_only']} only {first},"
+            f" {counts['second_only']} only {second}, {counts['both']} both, {counts['neither']} neither;"
+            f" p = {p_value(counts['p_value'])}"
         )
     if pairing["sign_flip_p"] is not None:
         lines.append(f"- exact sign-flip test on all samples, by problem: p = {p_value(pairing['sign_flip_p'])}")
+    ratios = [
+        f"{ratio['value']:.3g} times {words}" + ("" if ratio["low"] is None else f" ({ratio['low']:.3g} to {ratio['high']:.3g})")
+        for name, words in _RATIOS.items()
+        if (ratio := pairing["length_ratios"].get(name))
+    ]
+    if ratios:
+        lines.append(f"- output of {first} over {second}: " + ", ".join(ratios))
     return [*lines, ""] if lines else []
+
+
+def _settings(sampling: dict[str, Any]) -> str:
+    return ", ".join(f"{in_table(name)} {value}" for name, value in sampling.items())
 
 
 def _length_lines(task: dict[str, Any], token_counter: str) -> list[str]:

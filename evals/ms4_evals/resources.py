@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from ms4_evals.graders.base import Grader
 from ms4_train.config.endpoint import JudgeSection
-from ms4_train.config.eval_tasks import LcrTask, SandboxSection
+from ms4_train.config.eval_tasks import SandboxSection
 from ms4_train.errors import EvaluationError
 
 if TYPE_CHECKING:
+    from ms4_evals.graders.judge.prompts import JudgeVersion
     from ms4_evals.graders.livecodebench.problem import TestSource
     from ms4_evals.sandbox.base import Sandbox
 
@@ -51,9 +52,12 @@ class Resources:
     @property
     def workers(self) -> int:
         """Samples graded at once: programs by the number of processors, judgements by what the judge is given."""
-        programs = self._sandbox_section.workers or min(os.cpu_count() or 1, _MOST_WORKERS)
         judgements = self._judge_section.workers if self._uses_judge and self._judge_section else 0
-        return max(programs if self._sandbox is not None else 1, judgements)
+        return max(self._programs if self._sandbox is not None else 1, judgements)
+
+    @property
+    def _programs(self) -> int:
+        return self._sandbox_section.workers or min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
 
     def code_grader(self, tests: TestSource) -> Grader:
         """The grader of programs.
@@ -61,14 +65,24 @@ class Resources:
         Raises:
             EvaluationError: there is no sandbox here.
         """
-        from ms4_evals.graders.livecodebench.grader import CodeGrader
-        from ms4_evals.sandbox.opening import open_sandbox
+        from ms4_evals.graders.livecodebench.grader import LiveCodeBenchGrader
 
         if self._sandbox is None:
-            self._sandbox = self._stack.enter_context(open_sandbox(unsafe=self._sandbox_section.unsafe))
-        return CodeGrader(tests, self._sandbox)
+            self._sandbox = self._stack.enter_context(self._open_sandbox())
+        return self._stack.enter_context(LiveCodeBenchGrader(tests, self._sandbox, workers=self._programs))
 
-    def judge_grader(self, section: LcrTask) -> Grader:
+    def _open_sandbox(self) -> Sandbox:
+        """A real one wherever there is one: ``unsafe`` only says what to do where there is none."""
+        from ms4_evals.sandbox.opening import open_sandbox
+
+        try:
+            return open_sandbox()
+        except EvaluationError:
+            if not self._sandbox_section.unsafe:
+                raise
+            return open_sandbox(unsafe=True)
+
+    def judge_grader(self, version: JudgeVersion) -> Grader:
         """The grader that asks a judge.
 
         Raises:
@@ -83,4 +97,5 @@ class Resources:
             )
         ask, name = self._stack.enter_context(open_judge(self._judge_section))
         self._uses_judge = True
-        return JudgeGrader(section.version, ask, name)
+        judge = self._judge_section
+        return JudgeGrader(version, ask, name, max_tokens=judge.max_tokens)

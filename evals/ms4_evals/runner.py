@@ -104,6 +104,9 @@ def run_evaluations(
             drawing.want(plan)
         with progress:
             drawing.draw(client)
+            if drawing.shared:
+                grading.finish()
+                _grade_again(store, plans, run, grading)
             progress.grade(grading.waiting)
             grading.finish()
     with contextlib.nullcontext(second_opinion) if second_opinion else SecondOpinion() as second:
@@ -120,7 +123,7 @@ class _Drawing:
         self._progress = progress
         self._grading = grading
         self._wanted: dict[str, tuple[SampleRequest, Plan, TaskProblem, PlannedProblem]] = {}
-        self.reused = self.drawn = self.errors = 0
+        self.reused = self.drawn = self.errors = self.shared = 0
 
     def want(self, plan: Plan) -> None:
         """Add every sample of the plan that is not finished."""
@@ -128,7 +131,7 @@ class _Drawing:
         finished = self._store.finished(self._run.run_id, evaluation)
         self.reused += len(finished)
         pairs = list(zip(plan.task.problems, evaluation.problems, strict=True))
-        indices = range(evaluation.samples)
+        indices, before = range(evaluation.samples), self.shared
         if plan.task.groups_samples:
             order = [(index, *pair) for pair in pairs for index in indices]
         else:
@@ -136,8 +139,12 @@ class _Drawing:
         for index, problem, planned in order:
             if (problem.problem_id, index) not in finished:
                 request = _sample_request(plan, problem, index, self._run.seed)
-                self._wanted[request.request_id] = (request, plan, problem, planned)
-        self._progress.add_samples(evaluation.task, evaluation.mode, evaluation.planned, len(finished))
+                # Windows of one benchmark may overlap; what they share is drawn once, and belongs to both.
+                if request.request_id in self._wanted:
+                    self.shared += 1
+                else:
+                    self._wanted[request.request_id] = (request, plan, problem, planned)
+        self._progress.add_samples(evaluation.task, evaluation.mode, evaluation.planned, len(finished) + self.shared - before)
 
     def draw(self, client: Client) -> None:
         """Draw them all, committing each as it comes."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ms4_train.cli import eval_audit, eval_reports
 from ms4_train.errors import ConfigError, EvaluationError
 
 
@@ -120,6 +121,10 @@ def servers() -> None:
 
     rows = describe_kinds()
     _print_table(list(rows[0]), rows[1:])
+
+
+for _module in (eval_reports, eval_audit):
+    app.registered_commands += _module.app.registered_commands
 
 
 def _print_table(header: list[str], rows: list[tuple[str, ...]]) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ms4_train.cli import adapter, chat, config, data, doctor, evaluate, generate, hub, model, serve, train, weights
+from ms4_train.cli import adapter, chat, config, data, doctor, evaluate, generate, hub, leaderboard, model, serve, train, weights
 from ms4_train.errors import MS4Error
 from ms4_train.storage import is_disk_full
 
@@ -47,6 +47,9 @@ app.command("train", epilog=train.EXAMPLES, rich_help_panel="Train and evaluate"
 app.command("serve", epilog=serve.EXAMPLES, rich_help_panel="Use a model")(serve.serve)
 app.command("generate", epilog=generate.EXAMPLES, rich_help_panel="Use a model")(generate.generate)
 app.command("chat", epilog=chat.EXAMPLES, rich_help_panel="Use a model")(chat.chat)
+app.add_typer(
+    leaderboard.app, name="leaderboard", help="Results side by side, as a site or on the terminal.", rich_help_panel="Train and evaluate"
+)
 _EVAL_HELP = "Evaluate in both reasoning modes; reports and comparisons."
 app.add_typer(evaluate.app, name="eval", help=_EVAL_HELP, rich_help_panel="Train and evaluate")
 

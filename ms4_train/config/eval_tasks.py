@@ -58,11 +58,11 @@ class LiveCodeBenchTask(Section):
     task: Literal["livecodebench"]
     release: Literal["v1", "v2", "v3", "v4", "v5", "v6"] | None = Field(
         default=None,
-        description="Cumulative release: v5 has 880 problems, v6 1055. Default: the one its window was published for (aa and v5: v5), else v6.",
+        description="Cumulative release: v5 has 880 problems, v6 1055. Default: the one the window was published for, else v6.",
     )
     window: Literal["aa", "v5", "v6"] | None = Field(
         default=None,
-        description="Problems of a published window: aa 2024-07 to 2024-12 (315), v5 2024-08 to 2025-02 (279), v6 2024-08 to 2025-05 (454).",
+        description="A published window: aa 2024-07 to 2024-12 (315 problems), v5 2024-08 to 2025-01 (279), v6 2024-08 to 2025-04 (454).",
     )
     start_date: str | None = Field(default=None, pattern=_DATE, description="First day, e.g. 2024-08-01; instead of window.")
     end_date: str | None = Field(default=None, pattern=_DATE, description="Last day, itself included.")
@@ -72,7 +72,8 @@ class LiveCodeBenchTask(Section):
         default=None, description="Folder with test.jsonl, test2.jsonl ..., or one file; default: the hub (4.5 GB for v6)."
     )
     prompt: Literal["official", "reasoning"] = Field(
-        "official", description="official: the benchmark's own, with its system message; reasoning: the one used for reasoning models."
+        default="official",
+        description="official: the benchmark's own, with its system message; reasoning: the one used for reasoning models.",
     )
     samples: PositiveInt = 4
     limit: PositiveInt | None = Field(default=None, description="Only the first problems; the report says so.")

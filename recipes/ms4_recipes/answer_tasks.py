@@ -109,7 +109,8 @@ class TaskEvaluation:
                 workers=self._resources.workers,
             )
             evaluations = [plan.evaluation for plan in self._plans]
-            metrics = flat_metrics(build_report(store, record, evaluations, confidence=_CONFIDENCE, resamples=_RESAMPLES))
+            report = build_report(store, record, evaluations, confidence=_CONFIDENCE, resamples=_RESAMPLES, allow_errors=True)
+            metrics = flat_metrics(report)
         # The store has everything; in a log of training these are enough.
         logged = {key: value for key, value in metrics.items() if key.endswith(_LOGGED)}
         if self._best is not None and self.save_best is not None:

@@ -14,9 +14,10 @@ from typing import Any
 from rich.console import Console
 
 from ms4_evals.clients.opening import open_client
+from ms4_evals.plots import report_plots
 from ms4_evals.progress import Progress
 from ms4_evals.report import build_report, write_report
-from ms4_evals.report_text import percent
+from ms4_evals.report_text import headlines
 from ms4_evals.resources import Resources
 from ms4_evals.runner import Outcome, make_plans, run_evaluations
 from ms4_evals.store.records import Evaluation, RunRecord
@@ -38,7 +39,10 @@ def run(config: EvalRun) -> Path:
     """
     console = Console()
     with Resources(config.sandbox, config.judge) as resources:
-        plans = make_plans(build_tasks(config.tasks, resources), config.modes)
+        tasks = build_tasks(config.tasks, resources)
+        plans = make_plans(tasks, config.modes)
+        for line in [f"{task.title}: {note}" for task in tasks for note in task.notes]:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         require_usable_store(Path(config.store))
         with open_client(config, console) as (client, label):
             record = RunRecord(label=label, model=client.identity(), seed=config.seed)
@@ -53,14 +57,21 @@ def run(config: EvalRun) -> Path:
                     workers=resources.workers,
                 )
                 evaluations = [plan.evaluation for plan in plans]
-                report = build_report(store, record, evaluations, confidence=config.confidence, resamples=config.bootstrap_samples)
-                path, text_path = write_report(report, report_folder(Path(config.store)))
+                store.verify(record.run_id)
+                report = build_report(
+                    store,
+                    record,
+                    evaluations,
+                    confidence=config.confidence,
+                    resamples=config.bootstrap_samples,
+                    allow_errors=config.allow_errors,
+                )
+                path, text_path = write_report(report, report_folder(Path(config.store)), plots=report_plots(report))
                 if config.tracking.wandb.mode != "disabled":
                     track(config, store, record, evaluations, report, (path, text_path))
     console.print(f"{outcome.drawn} samples drawn, {outcome.reused} taken from the store.", highlight=False)
-    if report["complete"] or config.allow_errors:
-        for line in headlines(report):
-            console.print(line, highlight=False, markup=False)
+    for line in headlines(report):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {text_path}", highlight=False, markup=False, soft_wrap=True)
     if not config.allow_errors:
         _refuse_errors(report, outcome, config.store)
@@ -81,24 +92,6 @@ def require_usable_store(path: Path) -> None:
 def report_folder(store: Path) -> Path:
     """Reports lie in a folder beside the store."""
     return store.with_name(f"{store.stem}-reports")
-
-
-def headlines(report: dict[str, Any]) -> list[str]:
-    """One line per task and mode, and one per difference."""
-    lines: list[str] = []
-    for task in report["tasks"]:
-        lines.append(task["title"])
-        for mode in task["modes"]:
-            score, chars = mode["score"], mode["lengths"]["total_chars"]["all"]
-            if score is not None:
-                interval = f"{percent(score['low'])} to {percent(score['high'])}"
-                state = "" if mode["complete"] else f", {mode['graded']} of {mode['planned']} samples only"
-                lines.append(f"  {mode['mode']:4}  {percent(score['value'])} %  ({interval}), {chars['mean']:,.0f} characters{state}")
-        difference = task["high_minus_none"]
-        if difference is not None:
-            low, high = 100 * difference["low"], 100 * difference["high"]
-            lines.append(f"  high - none  {100 * difference['value']:+.1f} points  ({low:+.1f} to {high:+.1f})")
-    return lines
 
 
 def track(

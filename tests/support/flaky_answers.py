@@ -59,7 +59,8 @@ class Rule:
     def answer(self, body: Mapping[str, Any]) -> Answer:
         key = request_key(body)
         text = "\n".join(str(message.get("content")) for message in body["messages"])
-        gold = next((answer for question, answer in self.table.items() if question in text), None)
+        # A question alone is looked up; one within instructions is looked for.
+        gold = self.table.get(text) or next((answer for question, answer in self.table.items() if question in text), None)
         is_right = share(self.seed, "right", key) < self.accuracy
         if gold is None:
             said = f"\\boxed{{{int(key[:8], 16) % 1000}}}"
@@ -73,10 +74,14 @@ class Rule:
         content = _PIECES.findall(said)
         limit = body.get("max_tokens") or body.get("max_completion_tokens") or 1 << 30
         prompt_tokens = len(text) // 4 + 1
-        if len(thinking) + len(content) + 1 <= limit:
-            return Answer(thinking, content, "stop", prompt_tokens, len(thinking) + len(content) + 1)
-        kept = content[: max(limit - len(thinking), 0)]
-        return Answer(thinking[:limit], kept, "length", prompt_tokens, limit)
+        # Two tags around a thought and the end are tokens too.
+        tags = 2 * bool(thinking)
+        total = len(thinking) + len(content) + tags + 1
+        if total <= limit:
+            return Answer(thinking, content, "stop", prompt_tokens, total)
+        if limit < len(thinking) + tags:
+            return Answer(thinking[: max(limit - 1, 0)], [], "length", prompt_tokens, limit)
+        return Answer(thinking, content[: limit - len(thinking) - tags], "length", prompt_tokens, limit)
 
 
 def _effort(body: Mapping[str, Any]) -> str:
@@ -104,7 +109,8 @@ def chunks(answer: Answer, body: Mapping[str, Any], style: str) -> list[dict[str
     made = [chunk({"role": "assistant", "content": ""})]
     made += [chunk({name: value}) for name, value in _parts(answer, style)]
     made.append(chunk({"content": None if answer.thinking and not answer.content else ""}, answer.finish_reason))
-    if (body.get("stream_options") or {}).get("include_usage"):
+    # Mistral's API tells usage unasked.
+    if style == "mistral" or (body.get("stream_options") or {}).get("include_usage"):
         made.append({**head, "choices": [], "usage": usage(answer)})
     return made
 

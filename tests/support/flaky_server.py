@@ -286,7 +286,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--faults", type=float, default=0.0, help="share of attempts that fail")
     parser.add_argument("--kinds", default=",".join(FAULTS), help="names of faults with commas between: " + ", ".join(FAULTS))
     parser.add_argument("--style", choices=STYLES, default="vllm", help="where thinking comes back")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the faults")
+    parser.add_argument("--rule-seed", type=int, default=0, help="of the answers")
     parser.add_argument("--table", type=Path, help="JSON object: question -> answer")
     parser.add_argument("--accuracy", type=float, default=0.5, help="share of numbers that are answered right")
     parser.add_argument("--thinking-words", type=int, default=12)
@@ -299,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-faults", type=int, default=1 << 30, help="attempts of one request that fail at most")
     options = vars(parser.parse_args(arguments))
     table = json.loads(options.pop("table").read_text()) if options["table"] else options.pop("table") or {}
-    rule = Rule(table, options.pop("accuracy"), options["seed"], options.pop("thinking_words"))
+    rule = Rule(table, options.pop("accuracy"), options.pop("rule_seed"), options.pop("thinking_words"))
     with FlakyServer(rule=rule, **{**options, "kinds": options["kinds"].split(",")}) as server:
         print(json.dumps({"base_url": server.base_url, "port": server.port}), flush=True)
         with contextlib.suppress(KeyboardInterrupt):

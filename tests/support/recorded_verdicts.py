@@ -1,7 +1,7 @@
 """LiveCodeBench's recorded verdicts on one model's code for 880 problems, as problems for a grader.
 
-Of each row there are the code, the official verdict, the public tests that could be parsed from the statement, and, of some that failed, the
-test that failed. The verdicts are from an older grader than commit 28fef95, on a machine that was busy: some are not true, see
+Of each row there are the code, the official verdict, the public tests that could be parsed from the statement, and, of some that
+failed, the test that failed. The verdicts are from an older grader than commit 28fef95, and some are not true: see
 ``tests/evals/ms4_evals/graders/livecodebench/test_strict_recorded.py``.
 """
 

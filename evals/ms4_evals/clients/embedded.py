@@ -48,7 +48,7 @@ def load_model_under_test(
     try:
         import torch
     except ImportError as error:
-        raise MissingDependencyError("the engine needs torch", key="model", fix="install torch, or name a server: endpoint.") from error
+        raise MissingDependencyError("the engine needs torch.", key="model", fix="install torch, or name a server: endpoint.") from error
 
     from ms4_train.adapters import load_adapter
     from ms4_train.chat import ChatTokenizer

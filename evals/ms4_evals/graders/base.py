@@ -39,7 +39,7 @@ class Grade:
     opinion: Opinion | None = None
 
 
-class GradingFailure(Exception):  # noqa: N818 - it is no error of the answer
+class GradingFailure(Exception):
     """The grader failed, not the answer (judge unreachable, sandbox broken): the sample keeps no verdict and is graded on resuming."""
 
 

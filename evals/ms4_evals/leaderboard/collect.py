@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ms4_evals.outside_text import one_line
-from ms4_evals.report import rounded, summary_values
+from ms4_evals.report_values import pairing_values, rounded, summary_values
+from ms4_evals.statistics.pairs import Pairing, compare_pairs
 from ms4_evals.statistics.scores import Difference, Score
-from ms4_evals.statistics.summary import Summary, compare_modes, summarise
+from ms4_evals.statistics.speed import speed_values
+from ms4_evals.statistics.stored import read_summary
+from ms4_evals.statistics.summary import Summary, headline_score
 from ms4_evals.store.records import Evaluation, RunRecord
 from ms4_evals.store.results import ResultStore
 from ms4_evals.tasks.base import MODES, Mode
@@ -51,13 +54,17 @@ class Cell:
     """What a row holds in a column.
 
     Attributes:
-        headline: the score that may be shown as the result; None while samples are missing, or errors remain that nobody allowed.
+        headline: the score that may be shown as the result; None while samples are missing, ungraded or errors that nobody allowed.
+        values: the summary as JSON values.
+        speed: as of ``speed_values``; it belongs to no identity.
         marks: of ``MARKS``.
         store: the file that holds the samples.
     """
 
     summary: Summary
     headline: Score | None
+    values: Mapping[str, Any]
+    speed: Mapping[str, float]
     marks: tuple[str, ...]
     store: Path
 
@@ -70,7 +77,7 @@ class Row:
         label: unlike that of every other row of these boards, and the same on each board.
         key: the same, for addresses: the start of the run id, with a number where two stores hold the same run.
         cells: by column id.
-        difference: high - none of this run, where it has one complete column of each.
+        pairing: high - none of this run, where it has one column of each with a headline.
         versions: of the libraries that computed the answers, oldest first.
     """
 
@@ -78,13 +85,18 @@ class Row:
     key: str
     run: RunRecord
     cells: Mapping[str, Cell]
-    difference: Difference | None
+    pairing: Pairing | None
     versions: tuple[Mapping[str, str], ...] = ()
 
     @property
     def run_id(self) -> str:
         """Identity of model and seed."""
         return self.run.run_id
+
+    @property
+    def difference(self) -> Difference | None:
+        """High - none, paired by problem."""
+        return None if self.pairing is None else self.pairing.difference
 
 
 @dataclass(frozen=True)
@@ -133,7 +145,7 @@ def collect_boards(paths: Sequence[Path], *, allow_errors: bool = False) -> list
     if not board_ids:
         raise EvaluationError("the stores hold no evaluation.", file=paths[0] if paths else None, fix="run `ms4 eval run` first.")
     _name_entrants(entrants)
-    return [_make_board([entrant for entrant in entrants if board_id in entrant.boards], board_id) for board_id in board_ids]
+    return [_make_board([entrant for entrant in entrants if board_id in entrant.boards], board_id, allow_errors) for board_id in board_ids]
 
 
 def board_values(board: Board) -> dict[str, Any]:
@@ -149,11 +161,8 @@ def board_values(board: Board) -> dict[str, Any]:
             {
                 "label": row.label,
                 "run_id": row.run_id,
-                "high_minus_none": rounded(dataclasses.asdict(row.difference)) if row.difference else None,
-                "cells": {
-                    column_id: summary_values(cell.summary) | {"marks": list(cell.marks), "has_headline": cell.headline is not None}
-                    for column_id, cell in row.cells.items()
-                },
+                "high_minus_none": pairing_values(row.pairing) if row.pairing else None,
+                "cells": {column_id: {**cell.values, "marks": list(cell.marks)} for column_id, cell in row.cells.items()},
             }
             for row in board.rows
         ],
@@ -164,18 +173,21 @@ def _cells_of_run(store: ResultStore, run: RunRecord, allow_errors: bool) -> dic
     """The run's cells by board id and column id."""
     boards: dict[str, dict[str, Cell]] = {}
     for evaluation in store.evaluations(run.run_id):
-        summary = summarise(evaluation, store.graded_samples(run.run_id, evaluation), confidence=CONFIDENCE)
-        is_shown = summary.missing == 0 and (allow_errors or summary.errors == 0)
-        cell = Cell(summary, summary.score if is_shown else None, _marks(summary, is_shown), store.path)
+        summary, samples = read_summary(store, run.run_id, evaluation, confidence=CONFIDENCE)
+        headline = headline_score(summary, allow_errors=allow_errors)
+        values = summary_values(summary, allow_errors=allow_errors)
+        speed = rounded(speed_values(samples))
+        cell = Cell(summary, headline, values, speed, marks_of(summary, has_score=headline is not None), store.path)
         boards.setdefault(evaluation.board_id, {})[evaluation.column_id] = cell
     return boards
 
 
-def _marks(summary: Summary, is_shown: bool) -> tuple[str, ...]:
+def marks_of(summary: Summary, *, has_score: bool) -> tuple[str, ...]:
+    """What the cell of a summary is marked with."""
     wanted = {
         NO_SANDBOX: NO_SANDBOX.replace(" ", "-") in summary.evaluation.grader_id,
-        ERRORS_LEFT_OUT: is_shown and summary.errors > 0,
-        PARTIAL: summary.missing > 0,
+        ERRORS_LEFT_OUT: has_score and summary.errors > 0,
+        PARTIAL: summary.missing + summary.ungraded > 0,
     }
     return tuple(mark for mark in MARKS if wanted[mark])
 
@@ -221,7 +233,7 @@ class _Distinct:
         return given
 
 
-def _make_board(entrants: Sequence[_Entrant], board_id: str) -> Board:
+def _make_board(entrants: Sequence[_Entrant], board_id: str, allow_errors: bool) -> Board:
     evaluations: dict[str, Evaluation] = {}
     for entrant in entrants:
         for column_id, cell in entrant.boards[board_id].items():
@@ -237,24 +249,26 @@ def _make_board(entrants: Sequence[_Entrant], board_id: str) -> Board:
         )
         for evaluation in ordered
     )
-    rows = [_make_row(entrant, entrant.boards[board_id]) for entrant in entrants]
+    rows = [_make_row(entrant, entrant.boards[board_id], allow_errors) for entrant in entrants]
     rows.sort(key=_best_score, reverse=True)
     first = ordered[0]
     names = (one_line(first.task), one_line(first.title), one_line(first.grader_id), one_line(first.second_grader))
     return Board(board_id, *names, len(first.problems), columns, tuple(rows))
 
 
-def _make_row(entrant: _Entrant, cells: Mapping[str, Cell]) -> Row:
-    return Row(entrant.label, entrant.key, entrant.run, cells, _difference(entrant.run, cells), tuple(entrant.versions))
+def _make_row(entrant: _Entrant, cells: Mapping[str, Cell], allow_errors: bool) -> Row:
+    pairing = _pairing(entrant.run, cells, allow_errors)
+    return Row(entrant.label, entrant.key, entrant.run, cells, pairing, tuple(entrant.versions))
 
 
-def _difference(run: RunRecord, cells: Mapping[str, Cell]) -> Difference | None:
+def _pairing(run: RunRecord, cells: Mapping[str, Cell], allow_errors: bool) -> Pairing | None:
     modes: dict[Mode, list[Summary]] = {mode: [] for mode in MODES}
     for cell in cells.values():
         modes[cell.summary.evaluation.mode].append(cell.summary)
     if any(len(summaries) != 1 for summaries in modes.values()):
         return None
-    return compare_modes(modes["high"][0], modes["none"][0], confidence=CONFIDENCE, resamples=RESAMPLES, seed=run.seed)
+    high, none = modes["high"][0], modes["none"][0]
+    return compare_pairs(high, none, confidence=CONFIDENCE, resamples=RESAMPLES, seed=run.seed, allow_errors=allow_errors)
 
 
 def _best_score(row: Row) -> float:

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ms4_evals.leaderboard.collect import Board, Row
-from ms4_evals.statistics.summary import Summary
+from ms4_evals.leaderboard.collect import Board, Cell, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +70,7 @@ def _draw_board(axes: Axes, board: Board, styles: dict[str, Style]) -> None:
     lengths: list[float] = []
     for row in board.rows:
         cells = [row.cells[column.column_id] for column in board.columns if column.column_id in row.cells]
-        lengths += _draw_row(axes, row, [cell.summary for cell in cells if cell.summary.is_complete], styles[row.label])
+        lengths += _draw_row(axes, row, [cell for cell in cells if cell.headline is not None], styles[row.label])
     axes.set_title(board.title, fontsize=11.5, fontweight="bold", color=_INK, loc="left", pad=10, wrap=True, parse_math=False)
     axes.set_xlabel("mean output length: characters of thinking and answer", color=_INK)
     axes.set_ylabel("score (%)", color=_INK)
@@ -87,12 +86,12 @@ def _draw_board(axes: Axes, board: Board, styles: dict[str, Style]) -> None:
         axes.text(0.5, 0.5, "no finished evaluation", transform=axes.transAxes, ha="center", va="center", color=_GREY)
 
 
-def _draw_row(axes: Axes, row: Row, summaries: Sequence[Summary], style: Style) -> list[float]:
+def _draw_row(axes: Axes, row: Row, cells: Sequence[Cell], style: Style) -> list[float]:
     """Draw one run; returns its lengths."""
     lengths: list[float] = []
     scores: list[float] = []
-    for summary in summaries:
-        length, score = summary.lengths["total_chars"]["all"], summary.score
+    for cell in cells:
+        length, score = cell.summary.lengths["total_chars"]["all"], cell.headline
         assert length is not None
         assert score is not None
         lengths.append(length.mean)
@@ -100,13 +99,13 @@ def _draw_row(axes: Axes, row: Row, summaries: Sequence[Summary], style: Style) 
         axes.errorbar(
             length.mean,
             100 * score.value,
-            xerr=[[length.mean - length.mean_low], [length.mean_high - length.mean]],
-            yerr=[[100 * (score.value - score.low)], [100 * (score.high - score.value)]],
+            xerr=_reach(length.mean, length.mean_low, length.mean_high),
+            yerr=_reach(100 * score.value, 100 * score.low, 100 * score.high),
             fmt=style.shape,
             markersize=8,
             markeredgewidth=1.8,
             markeredgecolor=style.colour,
-            markerfacecolor=style.colour if summary.evaluation.mode == "high" else "white",
+            markerfacecolor=style.colour if cell.summary.evaluation.mode == "high" else "white",
             ecolor=style.colour,
             elinewidth=1.2,
             capsize=3,
@@ -115,6 +114,11 @@ def _draw_row(axes: Axes, row: Row, summaries: Sequence[Summary], style: Style) 
     if row.difference is not None:  # this run has exactly one complete column of each mode
         axes.plot(lengths, scores, color=style.colour, linewidth=1.4, alpha=0.55, zorder=2)
     return lengths
+
+
+def _reach(value: float, low: float, high: float) -> list[list[float]]:
+    """Both arms of an error bar; rounding may put a bound a hair on the wrong side of its value (0 of 13 correct)."""
+    return [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
 def _scale_length_axis(axes: Axes, lengths: Sequence[float]) -> None:

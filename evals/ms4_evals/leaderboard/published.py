@@ -11,6 +11,7 @@ from dataclasses import dataclass
 _ANNOUNCEMENT = "Mistral, announcement of Mistral Small 4 (March 2026), bar chart"
 _CARD = "Mistral, model card and announcement of Mistral Small 4 (March 2026), text beside the chart of score against output length"
 _ANALYSIS = "Artificial Analysis, by way of its data interface"
+_LCR_ANNOUNCEMENT = "Artificial Analysis, announcement of AA-LCR (August 2025)"
 _UNSTATED = "prompt, sampling and number of samples are not stated"
 
 
@@ -39,7 +40,9 @@ class PublishedScore:
 
 def _chart(model: str, lcr: float, aime: float, livecodebench: float) -> list[PublishedScore]:
     rows = (("lcr", lcr, "version of the data"), ("aime_2025", aime, "number of runs"), ("livecodebench", livecodebench, "window"))
-    return [PublishedScore(family, model, "high", score, _ANNOUNCEMENT, f"{what} and prompt are not stated") for family, score, what in rows]
+    return [
+        PublishedScore(family, model, "high", score, _ANNOUNCEMENT, f"{what} and prompt are not stated") for family, score, what in rows
+    ]
 
 
 PUBLISHED: tuple[PublishedScore, ...] = (
@@ -60,10 +63,15 @@ PUBLISHED: tuple[PublishedScore, ...] = (
     PublishedScore("aime_2025", "gpt-oss-120b (AA)", "low", 66.7, _ANALYSIS, _UNSTATED),
     PublishedScore("livecodebench", "gpt-oss-120b (AA)", "high", 87.8, _ANALYSIS, "window of July to December 2024, 315 problems"),
     PublishedScore("livecodebench", "gpt-oss-120b (AA)", "low", 70.7, _ANALYSIS, "window of July to December 2024, 315 problems"),
-    PublishedScore("lcr_1.0", "o3", "default", 69.0, "Artificial Analysis, announcement of AA-LCR (August 2025)", "version 1.0"),
-    PublishedScore("lcr_1.0", "Grok 4", "default", 68.0, "Artificial Analysis, announcement of AA-LCR (August 2025)", "version 1.0"),
+    PublishedScore("lcr_1.0", "o3", "default", 69.0, _LCR_ANNOUNCEMENT, "version 1.0"),
+    PublishedScore("lcr_1.0", "Grok 4", "default", 68.0, _LCR_ANNOUNCEMENT, "version 1.0"),
     PublishedScore(
-        "lcr_1.0", "Qwen3 235B 2507 (thinking)", "thinking", 67.0, "Artificial Analysis, announcement of AA-LCR (August 2025)", "version 1.0"
+        "lcr_1.0",
+        "Qwen3 235B 2507 (thinking)",
+        "thinking",
+        67.0,
+        "Artificial Analysis, announcement of AA-LCR (August 2025)",
+        "version 1.0",
     ),
 )
 

@@ -6,7 +6,9 @@ what they hold. Exercise it: ``pytest tests/evals/ms4_evals/leaderboard/test_sha
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,12 @@ _WORST_BYTES_PER_CHARACTER = 6  # a control character or "<", escaped
 _PIECE_CHARACTERS = SHARD_BYTES // _WORST_BYTES_PER_CHARACTER - 50
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def script_json(value: Any) -> str:
-    """JSON that can stand inside a script, of a page or in a file: no ``<``, and no line separator that old parsers take for a line's end."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    """JSON that can stand inside a script, of a page or in a file: no ``<``, and no separator that old parsers take for a line's end."""
+    text = _ENCODER.encode(value)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
@@ -44,9 +49,15 @@ class ShardWriter:
         self.folder = folder
         self.num_bytes = 0
         self.num_files = 0
+        self._digest = hashlib.sha256()
+
+    @property
+    def digest(self) -> str:
+        """Of names and contents of all files so far, in hexadecimal."""
+        return self._digest.hexdigest()
 
     def write(self, name: str, value: Any) -> None:
-        """Write one value under a name of letters, digits and hyphens.
+        """Write one value under a name of small letters, digits and hyphens.
 
         Raises:
             StorageError: the file cannot be written.
@@ -55,11 +66,13 @@ class ShardWriter:
 
     def write_json(self, name: str, text: str) -> None:
         """The same with a value that is ``script_json`` already."""
-        assert name.replace("-", "").isalnum() and name.isascii(), "names of files are never outside text"
-        data = f'{CALLBACK}("{name}",{text});\n'.encode("utf-8")
+        assert re.fullmatch("[a-z0-9-]+", name), "names of files are never outside text"
+        data = f'{CALLBACK}("{name}",{text});\n'.encode()
         path = self.folder / f"{name}.js"
         with storage_errors(path, len(data)):
             path.write_bytes(data)
+        self._digest.update(f"{name} {len(data)} ".encode())
+        self._digest.update(data)
         self.num_bytes += len(data)
         self.num_files += 1
 
@@ -87,12 +100,12 @@ class TextShards:
         self._items = 0
 
     def add(self, texts: Mapping[str, str]) -> tuple[int, int]:
-        """Add an item, as texts by field; returns the numbers of its first and last file."""
+        """Add an item, as texts by field (names of ours); returns the numbers of its first and last file."""
         first: int | None = None
         for name, text in texts.items():
             text = shown_text(text)
             for start in range(0, max(1, len(text)), self._piece):
-                self._add_piece(script_json([self._items, name, text[start : start + self._piece]]))
+                self._add_piece(f'[{self._items},"{name}",{script_json(text[start : start + self._piece])}]')
                 first = self._shard if first is None else first
         self._items += 1
         return (self._shard if first is None else first), self._shard

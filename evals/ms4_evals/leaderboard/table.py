@@ -1,6 +1,6 @@
 """The leaderboard on a terminal.
 
-Exercise it: ``ms4 leaderboard results.sqlite --out OUT``, or ``pytest tests/evals/ms4_evals/leaderboard/test_table.py``.
+Exercise it: ``ms4 leaderboard show results.sqlite``, or ``pytest tests/evals/ms4_evals/leaderboard/test_table.py``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from ms4_evals.leaderboard.collect import Board, Cell, Column, Row
+from ms4_evals.leaderboard.collect import NO_SANDBOX, Board, Cell, Column, Row
 from ms4_evals.statistics.summary import Summary
 
 
@@ -31,13 +31,13 @@ def board_table(board: Board) -> Table:
     return table
 
 
-def score_text(summary: Summary) -> str:
+def score_text(cell: Cell) -> str:
     """``97.0 [95.1, 98.2]``; an incomplete evaluation says how far it is instead of giving a score."""
-    if not summary.is_complete:
+    summary, headline = cell.summary, cell.headline
+    if headline is None:
         errors = f", {summary.errors} errors" if summary.errors else ""
         return f"unfinished\n{summary.graded}/{summary.evaluation.planned}{errors}"
-    assert summary.score is not None
-    return f"{100 * summary.score.value:.1f} [{100 * summary.score.low:.1f}, {100 * summary.score.high:.1f}]"
+    return f"{100 * headline.value:.1f} [{100 * headline.low:.1f}, {100 * headline.high:.1f}]"
 
 
 def difference_text(row: Row) -> str:
@@ -69,7 +69,10 @@ def _cell_text(cell: Cell | None) -> Text:
     if cell is None:
         return Text("-")
     summary = cell.summary
-    text = Text(score_text(summary), style="bold")
+    text = Text(score_text(cell), style="bold")
+    if cell.headline is not None or NO_SANDBOX in cell.marks:
+        for mark in cell.marks:
+            text.append(f"\n{mark}", style="not bold yellow")
     for unit in ("chars", "tokens"):
         thinking, answer = (length_text(mean_length(summary, f"{part}_{unit}")) for part in ("thinking", "answer"))
         text.append(f"\n{unit} {thinking} + {answer}", style="not bold")

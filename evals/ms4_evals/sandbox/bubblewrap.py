@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -119,6 +120,7 @@ class BubblewrapSandbox:
         self._user = user
         self._filter = seccomp_filter()
         self._sessions: list[RunningSession] = []
+        self._lock = threading.Lock()
         self._walls = self._fixed_arguments(has_proc)
         # Becoming another user inside Python means copying our page tables first; a small program does it without.
         self._changer = shutil.which("setpriv") if user is not None else None
@@ -138,11 +140,10 @@ class BubblewrapSandbox:
             arguments += ["--ro-bind-try", "/dev/null", "/proc/keys", "--symlink", "/proc/self/fd", "/dev/fd"]
             for number, name in enumerate(("stdin", "stdout", "stderr")):
                 arguments += ["--symlink", f"/proc/self/fd/{number}", f"/dev/{name}"]
-        return [*arguments, "--symlink", WORK_FOLDER.removeprefix("/"), "/tmp"]
+        # Semaphores and shared memory by name, and temporary files, are files of the working folder, and bounded with them.
+        return [*arguments, "--symlink", WORK_FOLDER, "/dev/shm", "--symlink", WORK_FOLDER, "/tmp"]
 
-    def run(
-        self, files: Mapping[str, bytes], arguments: Sequence[str], *, stdin: bytes = b"", limits: Limits = DEFAULT_LIMITS
-    ) -> Outcome:
+    def run(self, files: Mapping[str, bytes], arguments: Sequence[str], *, stdin: bytes = b"", limits: Limits = DEFAULT_LIMITS) -> Outcome:
         """Runs one program to its end."""
         files = checked_files(files)
         begun = time.monotonic()
@@ -156,7 +157,8 @@ class BubblewrapSandbox:
         """Starts a program to talk to."""
         checked = checked_files(files)
         session = RunningSession(lambda stdin: self._launch(checked, arguments, stdin, limits), limits)
-        self._sessions = [known for known in self._sessions if known.is_open] + [session]
+        with self._lock:
+            self._sessions = [known for known in self._sessions if known.is_open] + [session]
         return session
 
     def _launch(self, files: Mapping[str, bytes], arguments: Sequence[str], stdin: int, limits: Limits) -> BubblewrapChild:
@@ -180,38 +182,59 @@ class BubblewrapSandbox:
             processes = process_allowance(limits.processes + 1, self._user)
             program = [self._runtime.python, *arguments]
             command += keeper_command(self._runtime.python, report_end, limits, program, is_isolated=True, processes=processes)
-            identity: dict[str, int | list[int]] = {}
+            user = None
             if self._user is not None:
-                for descriptor in (stdout_end, stderr_end):
-                    # So that the program may open /dev/stdout by name.
+                for descriptor in (stdin, stdout_end, stderr_end):
+                    # So that the program may open /dev/stdin and the like by name.
                     os.fchown(descriptor, self._user, self._user)
                 if self._changer:
                     number = str(self._user)
                     command = [self._changer, "--reuid", number, "--regid", number, "--clear-groups", "--", *command]
                 else:
-                    identity = {"user": self._user, "group": self._user, "extra_groups": []}
+                    user = self._user
             process = subprocess.Popen(
-                command, stdin=stdin, stdout=stdout_end, stderr=stderr_end, pass_fds=passed, env={}, cwd="/", **identity
+                command,
+                stdin=stdin,
+                stdout=stdout_end,
+                stderr=stderr_end,
+                pass_fds=passed,
+                env={},
+                cwd="/",
+                user=user,
+                group=user,
+                extra_groups=None if user is None else [],
             )
-            return BubblewrapChild(process, *(opened.keep(end) for end in (stdout, stderr, report, info)))
+            for descriptor in (stdout, stderr, report, info):
+                opened.keep(descriptor)
+            return BubblewrapChild(process, stdout, stderr, report, info)
         finally:
             opened.close()
 
     def close(self) -> None:
         """Ends the sessions that are still open."""
-        for session in self._sessions:
+        with self._lock:
+            sessions, self._sessions = self._sessions, []
+        for session in sessions:
             session.abort()
-        self._sessions = []
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
 
 def default_user() -> int | None:
-    """Who programs are run as: nobody where we are root, ourselves otherwise."""
-    return NOBODY if sys.platform == "linux" and os.geteuid() == 0 else None
+    """Who programs are run as: nobody where we are root, ourselves otherwise.
+
+    The root of a container that knows no other users is an ordinary user outside, and stays who it is.
+    """
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return None
+    return NOBODY if is_mapped(NOBODY, Path("/proc/self/uid_map").read_text()) else None
+
+
+def is_mapped(user: int, table: str) -> bool:
+    """Whether ``table`` (user_namespaces(7): first number inside, first outside, count) covers ``user``."""
+    rows = [tuple(map(int, line.split())) for line in table.splitlines()]
+    return any(first <= user < first + count for first, _, count in rows)

@@ -21,7 +21,19 @@ from ms4_train.errors import EvaluationError
 
 COPIES = Path("/var/tmp")
 # Tests and tools of the standard library, and what only a linker reads.
-_LEFT_OUT = ("site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "config-*", "*.a")
+_LEFT_OUT = (
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idlelib",
+    "tkinter",
+    "turtledemo",
+    "ensurepip",
+    "lib2to3",
+    "config-*",
+    "*.a",
+)
 _EVERYBODY = stat.S_IROTH | stat.S_IXOTH
 
 

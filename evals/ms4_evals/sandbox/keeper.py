@@ -9,14 +9,17 @@ Exercise it: ``pytest tests/evals/ms4_evals/sandbox/test_keeper.py``.
 
 # ruff: noqa: SIM105 - contextlib is not carried by the interpreter itself, and loading it takes longer than the rest of this file.
 
-import _signal
+import _signal  # pyright: ignore[reportMissingImports]
 import posix
 import sys
+import time
 
 # The smallest pause in which a flood of empty files is noticed; each wakeup costs a few microseconds.
 _PAUSE_SECONDS = 0.05
 # The size of the first thread's stack, and glibc's default for the others: the same on every machine.
 _STACK_BYTES = 8 << 20
+_MOST_AT_ONCE = 64
+_PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _REPORT = 3
@@ -27,7 +30,8 @@ def _prctl(option: int, value: int) -> None:
     try:
         import _ctypes
 
-        _ctypes.call_function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl"), (option, value, 0, 0, 0))
+        itself = _ctypes.dlopen(None, 0)  # pyright: ignore[reportArgumentType]
+        _ctypes.call_function(_ctypes.dlsym(itself, "prctl"), (option, value, 0, 0, 0))
     except (ImportError, AttributeError, OSError):
         pass
 
@@ -50,7 +54,8 @@ def _set_limits(settings: dict[str, int]) -> None:
     _limit(resource.RLIMIT_CPU, settings["cpu_seconds"])
     _limit(resource.RLIMIT_FSIZE, settings["file_bytes"])
     _limit(resource.RLIMIT_NOFILE, settings["open_files"])
-    _limit(resource.RLIMIT_CORE, 0)
+    # Not 0: a core that is piped to a program of the host ignores every limit but this one (core(5), fs/coredump.c).
+    _limit(resource.RLIMIT_CORE, 1)
     _limit(resource.RLIMIT_STACK, _STACK_BYTES, resource.RLIM_INFINITY)
     for name, value in (("RLIMIT_MSGQUEUE", 0), ("RLIMIT_MEMLOCK", 64 << 10), ("RLIMIT_SIGPENDING", 256)):
         if hasattr(resource, name):
@@ -78,8 +83,8 @@ def _start(program: list[str], settings: dict[str, int]) -> int:
         except OSError:
             pass
         _set_limits(settings)
-        # Python ignores these two, and a new process inherits that.
-        for name in ("SIGPIPE", "SIGXFSZ"):
+        # Python, or this keeper, ignores these, and a new process inherits that.
+        for name in ("SIGINT", "SIGPIPE", "SIGXFSZ"):
             _signal.signal(getattr(_signal, name), _signal.SIG_DFL)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
         posix.execv(program[0], program)
@@ -90,12 +95,12 @@ def _start(program: list[str], settings: dict[str, int]) -> int:
     raise AssertionError("unreachable")
 
 
-def _has_too_many_files(settings: dict[str, int]) -> bool:
-    usage = posix.statvfs(".")
+def _has_too_many_files(folder: int, settings: dict[str, int]) -> bool:
+    usage = posix.fstatvfs(folder)
     return usage.f_files - usage.f_ffree > settings["inodes"]
 
 
-def _kill_rest(settings: dict[str, int], program: int) -> None:
+def _kill_rest(settings: dict[str, int], program: int, *, wait: bool = True) -> None:
     """Everything that the program started and left behind."""
     if settings["is_isolated"]:
         # From process 1 this reaches every process of the namespace, and nothing else.
@@ -109,7 +114,7 @@ def _kill_rest(settings: dict[str, int], program: int) -> None:
         except (ProcessLookupError, PermissionError):
             pass
         _kill_children()
-    while True:
+    while wait:
         try:
             posix.wait4(-1, 0)
         except ChildProcessError:
@@ -134,25 +139,26 @@ def _kill_children() -> None:
             pass
 
 
-def _wait(program: int, settings: dict[str, int]) -> tuple[int, float, int]:
+def _wait(program: int, folder: int, settings: dict[str, int]) -> tuple[int, float, int]:
     """Wait status, CPU seconds and peak KiB of the largest process, over everything that has ended."""
     import resource
 
     status = None
+    next_look = 0.0
     while status is None:
         if settings["is_isolated"]:
-            if not _signal.sigtimedwait([_signal.SIGCHLD], _PAUSE_SECONDS) and _has_too_many_files(settings):
-                posix.write(_REPORT, b"files\n")
-                posix.kill(-1, _signal.SIGKILL)
-            options = posix.WNOHANG
-        else:
-            options = 0
-        while True:
-            child, ended, _ = posix.wait4(-1, options)
-            if child == 0:
-                break
+            # By the clock: signals that the program sends here must not put the look off.
+            if time.monotonic() >= next_look:
+                next_look = time.monotonic() + _PAUSE_SECONDS
+                if _has_too_many_files(folder, settings):
+                    posix.write(_REPORT, b"files\n")
+                    posix.kill(-1, _signal.SIGKILL)
+            _signal.sigtimedwait([_signal.SIGCHLD], _PAUSE_SECONDS)
+        for _ in range(_MOST_AT_ONCE):
+            child, ended, _ = posix.wait4(-1, posix.WNOHANG if settings["is_isolated"] else 0)
             if child == program:
                 status = ended
+            if child == program or child == 0:
                 break
     _kill_rest(settings, program)
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -169,13 +175,25 @@ def main(arguments: list[str]) -> None:
     posix.set_inheritable(_REPORT, False)
     # Whatever else came along (the other ends of pipes, folders that bubblewrap mounted from) never reaches the program.
     posix.closerange(_REPORT + 1, 1 << 20)
-    _prctl(*((_PR_SET_DUMPABLE, 0) if settings["is_isolated"] else (_PR_SET_CHILD_SUBREAPER, 1)))
+    if settings["is_isolated"]:
+        _prctl(_PR_SET_DUMPABLE, 0)
+    else:
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        _prctl(_PR_SET_PDEATHSIG, _signal.SIGTERM)
     _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGCHLD])
-    program = _start(arguments[split + 1 :], settings)
+    # Python's own handler would let the program interrupt process 1; every other signal from inside is ignored there by the kernel.
+    _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+    # Before the program can do anything to delay it: the clock runs from here.
     posix.write(_REPORT, b"started\n")
+    # Open from the start: the program may close its folder to everybody.
+    folder = posix.open(".", posix.O_RDONLY | posix.O_CLOEXEC)
+    program = _start(arguments[split + 1 :], settings)
+    if not settings["is_isolated"]:
+        # When the watcher is gone; and how it ends the program where it cannot list processes.
+        _signal.signal(_signal.SIGTERM, lambda number, frame: _kill_rest(settings, program, wait=False))
     # The program alone holds its standard input now, so that whoever writes to it sees it close.
     posix.close(0)
-    status, cpu_seconds, peak = _wait(program, settings)
+    status, cpu_seconds, peak = _wait(program, folder, settings)
     posix.write(_REPORT, f"ended {status} {cpu_seconds:.6f} {peak}\n".encode())
 
 

@@ -77,10 +77,9 @@ class Descriptors:
         self._open.append(descriptor)
         return descriptor
 
-    def keep(self, descriptor: int) -> int:
+    def keep(self, descriptor: int) -> None:
         """Hands ``descriptor`` back to the caller."""
         self._open.remove(descriptor)
-        return descriptor
 
     def close(self) -> None:
         """Closes what was not kept."""

@@ -66,7 +66,7 @@ def _interpreter() -> tuple[list[Piece], str]:
         folders = {library.parent.resolve(), Path(sysconfig.get_config_var("LIBDIR") or library.parent).resolve()}
     else:
         folders = {Path(sysconfig.get_config_var("LIBDIR") or library.parent).resolve()} - {Path("/usr/lib"), Path("/usr/lib64")}
-    for found in sorted(path for folder in folders if folder.is_dir() for path in folder.glob("lib*.so*")):
+    for found in sorted(path for folder in folders if os.access(folder, os.R_OK | os.X_OK) for path in folder.glob("lib*.so*")):
         if base == Path("/usr/local") and not found.name.startswith("libpython"):
             continue
         if found.is_file():
@@ -132,7 +132,7 @@ def _system_mounts() -> list[str]:
     mounts = []
     for folder in map(Path, _SYSTEM_FOLDERS):
         if folder.is_symlink():
-            mounts += ["--symlink", os.readlink(folder), str(folder)]
+            mounts += ["--symlink", str(folder.readlink()), str(folder)]
         elif folder.exists():
             mounts += ["--ro-bind", str(folder), str(folder)]
     mounts += [part for folder in _SYSTEM_PACKAGES if Path(folder).is_dir() for part in ("--tmpfs", folder, "--remount-ro", folder)]

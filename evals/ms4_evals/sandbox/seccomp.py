@@ -2,8 +2,9 @@
 
 Namespaces hide files, network and processes, but not everything is in one: the kernel's key rings, VM sockets (the hypervisor's host),
 ``bpf``, ``perf_event_open``; and memory that belongs to no process (``memfd_create``, System V segments) is seen by no limit.
-The filter answers those calls with EPERM; calls of another architecture kill the process. Layout of a program and of ``seccomp_data``:
-``linux/filter.h``, ``linux/seccomp.h``; numbers: ``asm/unistd.h`` of each architecture.
+The filter answers those calls with EPERM; calls of another architecture kill the process. Of sockets it leaves those of the file system's
+family: buffers of network sockets are memory of the kernel's that no limit bounds, and nobody would answer them anyway.
+Layout of a program and of ``seccomp_data``: ``linux/filter.h``, ``linux/seccomp.h``; numbers: ``asm/unistd.h`` of each architecture.
 Exercise it: ``pytest tests/evals/ms4_evals/sandbox/test_seccomp.py``.
 """
 
@@ -20,7 +21,7 @@ _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER_AT, _ARCHITECTURE_AT, _FIRST_ARGUMENT_AT = 0, 4, 16
 _KILL, _REFUSE, _NO_SUCH_CALL, _ALLOW = 0x8000_0000, 0x0005_0001, 0x0005_0026, 0x7FFF_0000
 
-AF_UNIX, AF_INET, AF_INET6 = 1, 2, 10
+AF_UNIX = 1
 _NEW_NAMESPACES = 0x7E02_0080
 """CLONE_NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET."""
 
@@ -83,7 +84,13 @@ REFUSED: dict[str, tuple[int, int]] = {
     "adjtimex": (159, 171),
     "personality": (135, 92),
 }
-_SOCKET, _SOCKETPAIR, _CLONE, _CLONE3 = (41, 198), (53, 199), (56, 220), (435, 435)
+_CLONE, _CLONE3 = (56, 220), (435, 435)
+# Allowed only with this first argument: local sockets; limits of the calling process, not of the keeper.
+FIRST_ARGUMENT: dict[str, tuple[tuple[int, int], int]] = {
+    "socket": ((41, 198), AF_UNIX),
+    "socketpair": ((53, 199), AF_UNIX),
+    "prlimit64": ((302, 261), 0),
+}
 
 
 def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
@@ -115,9 +122,8 @@ def seccomp_filter(machine: str | None = None) -> bytes | None:
         _step(_RETURN, _REFUSE),
         _step(_RETURN, _ALLOW),
     ]
-    for numbers in (_SOCKET, _SOCKETPAIR):
-        families = [_step(_EQUAL, family, left, 0) for family, left in ((AF_UNIX, 3), (AF_INET, 2), (AF_INET6, 1))]
-        steps += [_step(_EQUAL, numbers[column], 0, 6), _step(_LOAD, _FIRST_ARGUMENT_AT), *families]
-        steps += [_step(_RETURN, _REFUSE), _step(_RETURN, _ALLOW)]
+    for numbers, wanted in FIRST_ARGUMENT.values():
+        steps += [_step(_EQUAL, numbers[column], 0, 4), _step(_LOAD, _FIRST_ARGUMENT_AT)]
+        steps += [_step(_EQUAL, wanted, 1, 0), _step(_RETURN, _REFUSE), _step(_RETURN, _ALLOW)]
     steps.append(_step(_RETURN, _ALLOW))
     return b"".join(steps)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import threading
 import time
 from collections.abc import Callable
 
 from ms4_evals.sandbox.base import Limits, Outcome
 from ms4_evals.sandbox.watch import Child, Watch
+
+_FULL_SECONDS = 0.002
+"""Pause before writing again to a full pipe."""
 
 
 class RunningSession:
@@ -63,14 +65,19 @@ class RunningSession:
     def send(self, data: bytes) -> None:
         """Waits while the program's pipe is full; stops when it ends."""
         view = memoryview(data)
-        while view and self._is_stdin_open and self.is_open:
-            try:
-                view = view[os.write(self._stdin, view) :]
-            except BlockingIOError:
-                select.select([], [self._stdin], [], 0.05)
-            except OSError:
-                # The program has closed its input or has ended.
-                return
+        while view and self.is_open:
+            with self._lock:
+                if not self._is_stdin_open:
+                    return
+                try:
+                    view = view[os.write(self._stdin, view) :]
+                    continue
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    # The program has closed its input or has ended.
+                    return
+            time.sleep(_FULL_SECONDS)
 
     def read_line(self, timeout: float) -> bytes | None:
         """See ``base.Session``."""

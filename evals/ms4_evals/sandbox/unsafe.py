@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,10 +60,9 @@ class UnsafeSandbox:
 
     def __init__(self) -> None:
         self._sessions: list[RunningSession] = []
+        self._lock = threading.Lock()
 
-    def run(
-        self, files: Mapping[str, bytes], arguments: Sequence[str], *, stdin: bytes = b"", limits: Limits = DEFAULT_LIMITS
-    ) -> Outcome:
+    def run(self, files: Mapping[str, bytes], arguments: Sequence[str], *, stdin: bytes = b"", limits: Limits = DEFAULT_LIMITS) -> Outcome:
         """Runs one program to its end."""
         files = checked_files(files)
         begun = time.monotonic()
@@ -76,7 +76,8 @@ class UnsafeSandbox:
         """Starts a program to talk to."""
         checked = checked_files(files)
         session = RunningSession(lambda stdin: self._launch(checked, arguments, stdin, limits), limits)
-        self._sessions = [known for known in self._sessions if known.is_open] + [session]
+        with self._lock:
+            self._sessions = [known for known in self._sessions if known.is_open] + [session]
         return session
 
     def _launch(self, files: Mapping[str, bytes], arguments: Sequence[str], stdin: int, limits: Limits) -> UnsafeChild:
@@ -106,7 +107,9 @@ class UnsafeSandbox:
                 cwd=folder,
                 start_new_session=True,
             )
-            return UnsafeChild(process, *(opened.keep(end) for end in (stdout, stderr, report)), folder)
+            for descriptor in (stdout, stderr, report):
+                opened.keep(descriptor)
+            return UnsafeChild(process, stdout, stderr, report, folder)
         except OSError:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -116,14 +119,13 @@ class UnsafeSandbox:
 
     def close(self) -> None:
         """Ends the sessions that are still open."""
-        for session in self._sessions:
+        with self._lock:
+            sessions, self._sessions = self._sessions, []
+        for session in sessions:
             session.abort()
-        self._sessions = []
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()

@@ -62,11 +62,13 @@ class Output:
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def add(self, data: bytes) -> None:
+        """More has arrived."""
         with self.changed:
             self.data += data
             self.changed.notify_all()
 
     def complete(self) -> None:
+        """Nothing more will arrive."""
         with self.changed:
             self.is_complete = True
             self.changed.notify_all()
@@ -168,8 +170,12 @@ class Watch:
 
     def _look(self, now: float) -> None:
         """Holds the run to its limits."""
+        if self._ended is not None:
+            if now - self._ended > _END_SECONDS:
+                self._child.end()
+            return
         keeper = self._child.keeper()
-        if self._started is None or keeper is None or self._ended is not None:
+        if self._started is None or keeper is None:
             return
         limits = self._limits
         self._usage = measure(keeper, limits.memory_bytes)

@@ -13,8 +13,8 @@ from fractions import Fraction
 
 import numpy as np
 
-_MAX_CELLS = 200_000_000
-"""Additions that ``sign_flip_p`` may take: about a second. 1,055 problems with 16 samples each take a third of it."""
+_MAX_CELLS = 500_000_000
+"""Sums times problems that ``sign_flip_p`` may go through: less than a second. 1,055 problems of 16 samples are 36 million."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ms4_evals.store.records import Evaluation
 from ms4_evals.store.results import SAMPLES_OF_EVALUATION, ResultStore, evaluation_parameters
 
 # A record that somebody edited may hold anything in place of JSON.
-_CLASS = "CASE WHEN json_valid(g.details) THEN json_extract(g.details, '$.class') END"
+_CLASS = "CASE WHEN json_valid(g.details) AND json_type(g.details, '$.class') = 'text' THEN json_extract(g.details, '$.class') END"
 _TOKENS = "coalesce(s.usage_tokens, s.thinking_tokens + s.answer_tokens)"
 
 
@@ -73,7 +73,7 @@ def failure_classes(store: ResultStore, run_id: str, evaluation: Evaluation) -> 
     """Samples that are not correct, by the ``class`` that their grader noted (``WA``, ``TLE`` ...); the most frequent first."""
     rows = store.select(
         f"SELECT {_CLASS} AS class, count(*) {SAMPLES_OF_EVALUATION} AND g.verdict IS NOT NULL AND g.verdict != 'correct'"
-        " GROUP BY class HAVING typeof(class) = 'text' ORDER BY 2 DESC, 1",
+        " GROUP BY class HAVING class IS NOT NULL ORDER BY 2 DESC, 1",
         evaluation_parameters(run_id, evaluation),
     )
     return dict(rows)

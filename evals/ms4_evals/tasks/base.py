@@ -69,6 +69,11 @@ class Task(Protocol):
         """Whether all samples of a problem are drawn together, because prompts are long and servers keep what they have read."""
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know before it is run: where the data came from, how they were checked, what they need."""
+        ...
+
     def messages(self, problem: TaskProblem) -> list[Message]:
         """The conversation that asks ``problem``."""
         ...
@@ -89,6 +94,7 @@ class QuestionTask:
     grader: Grader
     instruction: str = ""
     groups_samples: bool = False
+    notes: tuple[str, ...] = ()
 
     def messages(self, problem: TaskProblem) -> list[Message]:
         """One user message: the instruction, an empty line, the question."""

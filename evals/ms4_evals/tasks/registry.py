@@ -48,7 +48,7 @@ def _tasks_of(section: TaskSection, resources: Resources) -> Sequence[Task]:
     assert isinstance(section, LcrTask)
     from ms4_evals.tasks.lcr.task import lcr_task
 
-    return [lcr_task(section, resources.judge_grader(section))]
+    return [lcr_task(section, resources.judge_grader(section.version))]
 
 
 def describe_tasks() -> list[tuple[str, str]]:

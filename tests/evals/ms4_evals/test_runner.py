@@ -81,7 +81,11 @@ def test_errors_are_neither_right_nor_wrong_and_are_drawn_again(tmp_path):
     outcome, report, (_, high) = run(path, RuleClient(TASKS, fail=lambda request: request.sample_index == 1))
     assert outcome.errors == PLANNED // 2
     assert not report["complete"]
-    assert [mode["score"]["value"] for mode in report["tasks"][0]["modes"]][1] == 1.0, "the errors do not lower the score"
+    assert [mode["score"] for mode in report["tasks"][0]["modes"]] == [None, None], "a headline is refused"
+    with ResultStore.read(path) as store:
+        (record,) = store.runs()
+        allowed = build_report(store, record, store.evaluations(record.run_id), confidence=0.95, resamples=200, allow_errors=True)
+    assert allowed["tasks"][0]["modes"][1]["score"]["value"] == 1.0, "asked for, it leaves the errors out"
     assert sum(sample.verdict == "error" for sample in high) == 6
     assert report["tasks"][0]["high_minus_none"] is None
     client = RuleClient(TASKS)
@@ -170,3 +174,18 @@ def test_a_plan_holds_the_task_it_came_from():
     plans = make_plans(TASKS, both_modes())
     assert all(isinstance(plan, Plan) and plan.task is TASKS[0] for plan in plans)
     assert [plan.evaluation.mode for plan in plans] == ["none", "high"]
+
+
+def test_what_two_tasks_share_is_drawn_once_and_graded_for_both(tmp_path):
+    """Overlapping windows of one benchmark: the second task has the first one's last problems, and grades them its own way."""
+    (task,) = TASKS
+    window = dataclasses.replace(task, name="window", problems=task.problems[3:], grader=StrictGrader(grader_id="strict/1"))
+    client = RuleClient(TASKS)
+    outcome, report, samples = run(tmp_path / "r.sqlite", client, tasks=[task, window])
+    assert (outcome.drawn, len(client.asked)) == (PLANNED, PLANNED)
+    assert report["complete"]
+    assert [len(group) for group in samples] == [12, 12, 6, 6]
+    assert {sample.verdict for sample in samples[3]} == {"wrong"}
+    assert {sample.verdict for sample in samples[1]} == {"correct"}
+    outcome, _, _ = run(tmp_path / "r.sqlite", RuleClient(TASKS), tasks=[task, window])
+    assert outcome.drawn == 0

@@ -14,9 +14,7 @@ def tekken():
     return Tekkenizer.from_file(Path(mistral_common.__file__).parent / "data" / f"{TOKENIZER_NAME}.json")
 
 
-@pytest.mark.parametrize(
-    "text", ["", "a", "The answer is \\boxed{70}.", "[THINK]not special[/THINK]</s>", "\U0001f40d\r\n\x00", " " * 300]
-)
+@pytest.mark.parametrize("text", ["", "a", "The answer is \\boxed{70}.", "[THINK]not special[/THINK]</s>", "\U0001f40d\r\n\x00", " " * 300])
 def test_counts_are_the_tokenizers(tekken, text):
     assert count_tokens(text) == len(tekken.encode(text, bos=False, eos=False))
 

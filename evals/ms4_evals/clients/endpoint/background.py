@@ -35,7 +35,7 @@ class BackgroundEndpoint:
     """
 
     def __init__(self, section: EndpointSection, *, backoff: Backoff | None = None, outage_seconds: float = OUTAGE_SECONDS) -> None:
-        check_extra_body(section.extra_body)
+        check_extra_body(section)
         self._section = section
         self._targets = make_targets(section)
         self._backoff = backoff

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ms4_evals.clients.endpoint.circuit import Circuit
 from ms4_evals.clients.endpoint.failures import RequestFailure
@@ -34,7 +34,7 @@ class Place:
 
     number: int
     limit: AdaptiveLimit
-    circuit: Circuit = field(default_factory=Circuit)
+    circuit: Circuit
     in_flight: int = 0
     paused_until: float = 0.0
     waits_told: int = 0
@@ -68,25 +68,20 @@ class Balance:
     """The servers of one model.
 
     Args:
-        servers: how many.
+        circuits: one for each server.
         concurrency: requests in flight at most, over all of them.
-        circuits: one for each server; default: as :class:`Circuit` has it.
         outage_seconds: see ``OUTAGE_SECONDS``.
+        name: of the section, for messages.
     """
 
     def __init__(
-        self,
-        servers: int,
-        concurrency: int,
-        *,
-        circuits: Sequence[Circuit] | None = None,
-        outage_seconds: float = OUTAGE_SECONDS,
+        self, circuits: Sequence[Circuit], concurrency: int, *, outage_seconds: float = OUTAGE_SECONDS, name: str = "endpoint"
     ) -> None:
         # Any one of them may have to take everything when the others fail.
-        made = circuits or [Circuit() for _ in range(servers)]
-        self.places = [Place(number, AdaptiveLimit(concurrency), circuit) for number, circuit in enumerate(made)]
+        self.places = [Place(number, AdaptiveLimit(concurrency), circuit) for number, circuit in enumerate(circuits)]
         self._concurrency = concurrency
         self._outage_seconds = outage_seconds
+        self._name = name
         self._waiters: list[_Waiter] = []
         self._timer: asyncio.TimerHandle | None = None
         self._down_since: float | None = None
@@ -219,7 +214,7 @@ class Balance:
             return
         self._stopped = self._stopped or EvaluationError(
             f"no server has answered for {self._outage_seconds:.0f} s; last: {self._last_failure or 'no answer'}.",
-            key="endpoint.servers",
+            key=f"{self._name}.servers",
             fix="start them and run again: finished samples are stored.",
         )
         for waiter in self._waiters:

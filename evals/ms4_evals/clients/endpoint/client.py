@@ -17,7 +17,7 @@ from ms4_evals.clients.base import SampleAnswer, SampleRequest
 from ms4_evals.clients.endpoint.balance import OUTAGE_SECONDS
 from ms4_evals.clients.endpoint.pool import EndpointPool
 from ms4_evals.clients.endpoint.retries import Backoff
-from ms4_evals.clients.endpoint.targets import Target, make_targets
+from ms4_evals.clients.endpoint.targets import Target, make_targets, section_name
 from ms4_train.config.endpoint import EndpointSection
 from ms4_train.errors import EvaluationError
 
@@ -41,7 +41,7 @@ class EndpointClient:
     """
 
     def __init__(self, section: EndpointSection, *, backoff: Backoff | None = None, outage_seconds: float = OUTAGE_SECONDS) -> None:
-        check_extra_body(section.extra_body)
+        check_extra_body(section)
         self._section = section
         self._targets = make_targets(section)
         self._backoff = backoff
@@ -144,19 +144,20 @@ def identity_of(section: EndpointSection, targets: Sequence[Target]) -> dict[str
     return {"endpoint_model": models[0], "kind": "+".join(kinds), "extra_body": dict(section.extra_body)}
 
 
-def check_extra_body(extra_body: Mapping[str, Any]) -> None:
-    """Refuse keys that would change what is asked behind the evaluation's back, and values that JSON has not.
+def check_extra_body(section: EndpointSection) -> None:
+    """Refuse keys of ``extra_body`` that would change what is asked behind the evaluation's back, and values that JSON has not.
 
     Raises:
         EvaluationError: names the key.
     """
-    for name in extra_body:
+    place = f"{section_name(section)}.extra_body"
+    for name in section.extra_body:
         if name in _OURS:
-            raise EvaluationError("is set by the evaluation.", key=f"endpoint.extra_body.{name}", fix="leave it out.")
+            raise EvaluationError("is set by the evaluation.", key=f"{place}.{name}", fix="leave it out.")
     try:
-        json.dumps(dict(extra_body), allow_nan=False)
+        json.dumps(section.extra_body, allow_nan=False)
     except (ValueError, TypeError) as error:
-        raise EvaluationError(f"cannot be sent as JSON: {error}.", key="endpoint.extra_body", fix="use JSON values.") from None
+        raise EvaluationError(f"cannot be sent as JSON: {error}.", key=place, fix="use JSON values.") from None
 
 
 @contextlib.contextmanager

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 
 class AdaptiveLimit:
-    """Additive increase, multiplicative decrease, judged in rounds.
+    """Slow increase, quick decrease, judged in rounds.
 
     A round begins with every change; outcomes of requests sent before it say nothing about the new limit and are left out. The limit
     halves when a tenth of it was pushed back within a round, two at least: single failures, which every busy server has, do not slow a run
-    down. It grows by a sixteenth of the ceiling after a round in which as many requests succeeded as the limit allows at once.
+    down. It grows by an eighth, one at least, after as many successes as the limit allows at once, eight at least.
 
     Args:
         ceiling: the limit at first and at most.
@@ -19,7 +19,6 @@ class AdaptiveLimit:
 
     def __init__(self, ceiling: int) -> None:
         self._ceiling = ceiling
-        self._step = max(1, ceiling // 16)
         self._round = 0
         self._successes = self._push_backs = 0
         self.value = ceiling
@@ -33,8 +32,8 @@ class AdaptiveLimit:
         """A request of round ``sent_in`` was answered."""
         if sent_in == self._round:
             self._successes += 1
-            if self._successes >= self.value:
-                self._change(min(self.value + self._step, self._ceiling))
+            if self._successes >= max(self.value, 8):
+                self._change(min(self.value + max(1, self.value // 8), self._ceiling))
 
     def pushed_back(self, sent_in: int) -> None:
         """A request of round ``sent_in`` was too much for the server."""

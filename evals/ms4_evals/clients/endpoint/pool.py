@@ -15,11 +15,13 @@ import httpx
 
 from ms4_evals.clients.base import SampleAnswer, SampleRequest
 from ms4_evals.clients.endpoint.balance import OUTAGE_SECONDS, Balance, Turn
+from ms4_evals.clients.endpoint.circuit import Circuit
 from ms4_evals.clients.endpoint.exchange import Call, Exchanged, exchange
 from ms4_evals.clients.endpoint.failures import RequestFailure
-from ms4_evals.clients.endpoint.replies import Usage
+from ms4_evals.clients.endpoint.lanes import Lanes, make_lanes
+from ms4_evals.clients.endpoint.replies import Reply, Usage
 from ms4_evals.clients.endpoint.retries import Backoff
-from ms4_evals.clients.endpoint.targets import Target
+from ms4_evals.clients.endpoint.targets import Target, section_name
 from ms4_evals.identity import content_hash
 from ms4_train.config.endpoint import EndpointSection, Prices
 from ms4_train.errors import EvaluationError
@@ -32,9 +34,6 @@ REFUSALS_IN_A_ROW = 5
 
 REFUSED_FROM_THE_START = 16
 """When so many requests were refused as invalid and none was answered, the settings are wrong and not the requests."""
-
-KEEPALIVE_SECONDS = 4.0
-"""Idle connections are closed before common servers do (five seconds), else a request could meet a closing one."""
 
 
 @dataclass
@@ -71,10 +70,14 @@ class EndpointPool:
         self._section = section
         self._targets = targets
         self._backoff = backoff or Backoff()
-        self._balance = Balance(len(targets), section.concurrency, outage_seconds=outage_seconds)
-        self._clients: list[httpx.AsyncClient] = []
+        # A server is left alone for longer than one request waits.
+        pauses = 2 * self._backoff.first, 2 * self._backoff.longest
+        circuits = [Circuit(first_pause=pauses[0], longest_pause=pauses[1]) for _ in targets]
+        self._balance = Balance(circuits, section.concurrency, outage_seconds=outage_seconds, name=section_name(section))
+        self._lanes: list[Lanes] = []
         self._refused = 0
-        self._has_answered = False
+        self._asking = self._deferred = 0
+        self._news = asyncio.Event()
         self.generated_tokens = 0
 
     @property
@@ -88,12 +91,7 @@ class EndpointPool:
         Raises:
             EvaluationError: none can be reached, or one refuses the key, the address or the model.
         """
-        context = httpx.create_ssl_context()
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_SECONDS)
-        self._clients = [
-            httpx.AsyncClient(verify=context, limits=limits, trust_env=not target.is_loopback, timeout=self._section.timeout)
-            for target in self._targets
-        ]
+        self._lanes = make_lanes(self._targets)
         failures = await self._reach_all()
         for wait in START_WAITS:
             if not all(failures):
@@ -112,7 +110,8 @@ class EndpointPool:
     async def _reach(self, number: int) -> RequestFailure | None:
         target = self._targets[number]
         try:
-            await target.prepare(self._clients[number], self._section.timeout)
+            async with self._lanes[number].lane() as client:
+                await target.prepare(client, self._section.timeout)
         except RequestFailure as failure:
             if failure.is_misconfigured:
                 raise target.error(failure) from failure
@@ -122,9 +121,8 @@ class EndpointPool:
     async def close(self) -> None:
         """Close the connections."""
         self._balance.stop()
-        clients, self._clients = self._clients, []
-        for client in clients:
-            await client.aclose()
+        for lanes in self._lanes:
+            await lanes.close()
 
     async def ask(self, request: SampleRequest) -> SampleAnswer:
         """The answer, after as many attempts as it takes and as there are.
@@ -132,33 +130,65 @@ class EndpointPool:
         Raises:
             EvaluationError: nothing more can be answered.
         """
-        asking = _Asking(request)
+        self._asking += 1
+        try:
+            return await self._ask(_Asking(request))
+        finally:
+            self._asking -= 1
+            self._tell()
+
+    async def _ask(self, asking: _Asking) -> SampleAnswer:
         while True:
             turn = await self._balance.take_turn(asking.not_before)
             target = self._targets[turn.place.number]
             asking.attempts += 1
+            is_given_back = False
             try:
-                answer = await self._attempt(asking, target, turn)
+                exchanged = await self._attempt(asking, target, turn)
+                self._balance.give_back(turn)
+                is_given_back = True
+                await self._compare(target, exchanged.reply)
             except RequestFailure as failure:
                 self.generated_tokens -= asking.chunks
-                self._balance.give_back(turn, failure)
+                if not is_given_back:
+                    self._balance.give_back(turn, failure)
                 self._stop_if_hopeless(target, failure)
                 if not self._asks_again(target, failure) or asking.attempts >= self._section.max_attempts:
                     return self._failed(asking, target, failure)
                 wait = self._backoff.seconds(asking.attempts, failure.retry_after)
                 asking.not_before[turn.place.number] = asyncio.get_running_loop().time() + wait
             except BaseException:
-                self._balance.give_back(turn, cancelled=True)
+                if not is_given_back:
+                    self._balance.give_back(turn, cancelled=True)
                 raise
             else:
-                self._balance.give_back(turn)
-                self._has_answered = target.has_answered = True
+                target.has_answered = True
                 target.refusals = 0
-                return answer
+                told = exchanged.reply.usage.completion_tokens
+                self.generated_tokens += (asking.chunks if told is None else told) - asking.chunks
+                return self._answered(asking, target, exchanged)
 
-    async def _attempt(self, asking: _Asking, target: Target, turn: Turn) -> SampleAnswer:
-        client = self._clients[turn.place.number]
+    async def _compare(self, target: Target, reply: Reply) -> None:
+        """Judge a reply beside others of its server; one of the first waits until there are some, or until all that ask wait for that."""
+        while not target.habits.is_known(reply) and self._deferred + 1 < self._asking:
+            self._deferred += 1
+            try:
+                await self._news.wait()
+            finally:
+                self._deferred -= 1
+        target.habits.check(reply)
+
+    def _tell(self) -> None:
+        """Wake what waits for others."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _attempt(self, asking: _Asking, target: Target, turn: Turn) -> Exchanged:
         asking.chunks = 0
+        async with self._lanes[turn.place.number].lane() as client:
+            return await self._attempt_on(client, asking, target, turn)
+
+    async def _attempt_on(self, client: httpx.AsyncClient, asking: _Asking, target: Target, turn: Turn) -> Exchanged:
         await target.prepare(client, self._section.timeout)
         assert target.kind is not None
         assert target.model is not None
@@ -172,10 +202,9 @@ class EndpointPool:
             self.generated_tokens += 1
 
         exchanged = await exchange(client, call, target.kind, count)
-        target.habits.check(exchanged.reply, target.model)
-        told = exchanged.reply.usage.completion_tokens
-        self.generated_tokens += (asking.chunks if told is None else told) - asking.chunks
-        return self._answered(asking, target, exchanged)
+        target.habits.learn(exchanged.reply, target.model)
+        self._tell()
+        return exchanged
 
     def _write_body(self, asking: _Asking, target: Target) -> None:
         if asking.body_of is target:
@@ -203,10 +232,10 @@ class EndpointPool:
                 raise target.error(failure) from failure
         elif failure.error_class == "refused" and not failure.is_too_long:
             self._refused += 1
-            if self._refused >= REFUSED_FROM_THE_START and not self._has_answered:
+            if self._refused >= REFUSED_FROM_THE_START and not any(each.has_answered for each in self._targets):
                 raise EvaluationError(
                     target.words(f"{target.label}: every request was refused; the last: {failure.message}."),
-                    key="endpoint",
+                    key=section_name(self._section),
                     fix="check kind and extra_body, and the sampling of the modes.",
                 ) from failure
 

@@ -16,7 +16,7 @@ from ms4_evals.clients.endpoint.failures import RequestFailure, bad_response, fr
 from ms4_evals.clients.endpoint.habits import Habits
 from ms4_evals.clients.servers.kinds import KINDS, ServerKind, detect_kind
 from ms4_evals.outside_text import one_line
-from ms4_train.config.endpoint import EndpointSection, Server
+from ms4_train.config.endpoint import EndpointSection, JudgeSection, Server
 from ms4_train.errors import EvaluationError, UntrustedInputError
 from ms4_train.untrusted import parse_json
 
@@ -34,6 +34,7 @@ class Target:
 
     Attributes:
         label: host and port, for people and for the store; neither path nor key.
+        place: in the configuration.
         base_url: with its version, without a slash at the end.
         key: sent as a bearer token; never shown.
         model: name of the model there; None until the server was asked.
@@ -44,6 +45,7 @@ class Target:
 
     label: str
     base_url: str
+    place: str = "endpoint.servers[0]"
     key: str = field(default="", repr=False)
     model: str | None = None
     kind: ServerKind | None = None
@@ -85,7 +87,7 @@ class Target:
             if self.kind is None:
                 async with asyncio.timeout(min(PREPARE_SECONDS, timeout)):
                     self.kind = await detect_kind(client, self.base_url, headers)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
             raise from_exception(error) from error
         if self.model is None:
             self.model = self._only(names)
@@ -129,7 +131,7 @@ class Target:
     def error(self, failure: RequestFailure) -> EvaluationError:
         """The run cannot go on because of this server."""
         fix = "check base_url, model and api_key_env of this server." if failure.is_misconfigured else "start it, or take it out."
-        return EvaluationError(self.words(f"{self.label}: {failure.message}."), key="endpoint.servers", fix=fix)
+        return EvaluationError(self.words(f"{self.label}: {failure.message}."), key=self.place, fix=fix)
 
 
 def make_targets(section: EndpointSection) -> list[Target]:
@@ -139,11 +141,16 @@ def make_targets(section: EndpointSection) -> list[Target]:
         EvaluationError: an address or a key cannot be used.
     """
     kind = None if section.kind == "auto" else KINDS[section.kind]
-    return [_target(server, number, kind) for number, server in enumerate(section.servers)]
+    name = section_name(section)
+    return [_target(server, f"{name}.servers[{number}]", kind) for number, server in enumerate(section.servers)]
 
 
-def _target(server: Server, number: int, kind: ServerKind | None) -> Target:
-    place = f"endpoint.servers[{number}]"
+def section_name(section: EndpointSection) -> str:
+    """As configuration files have it, for messages."""
+    return "judge" if isinstance(section, JudgeSection) else "endpoint"
+
+
+def _target(server: Server, place: str, kind: ServerKind | None) -> Target:
     base_url = server.base_url.rstrip("/").removesuffix(_ROUTE).rstrip("/")
     try:
         url = httpx.URL(base_url)
@@ -154,8 +161,10 @@ def _target(server: Server, number: int, kind: ServerKind | None) -> Target:
         fix = "write it as http://127.0.0.1:8000/v1; a key goes into api_key_env."
         raise EvaluationError(message, key=f"{place}.base_url", fix=fix)
     host = f"[{url.host}]" if ":" in url.host else url.host
+    if url.port is not None and not 0 < url.port < 65536:
+        raise EvaluationError("a port that is none.", key=f"{place}.base_url", fix="use one from 1 to 65535.")
     port = url.port or (443 if url.scheme == "https" else 80)
-    return Target(f"{host}:{port}", base_url, _key(server.api_key_env, place), server.model, kind)
+    return Target(f"{host}:{port}", base_url, place, _key(server.api_key_env, place), server.model, kind)
 
 
 def _key(variable: str | None, place: str) -> str:

@@ -17,7 +17,7 @@ UNKNOWN = "compatible"
 MOST_BYTES = 4 << 20
 
 _HOSTS = {"api.openai.com": "openai", "api.mistral.ai": "mistral"}
-# LM Studio gives every model the same owner: https://lmstudio.ai/docs/developer/openai-compat/models
+# LM Studio gives every model the same owner: https://github.com/eyalrot/ollama_openai/pull/34
 _OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp", "ms4": "ms4", "organization_owner": "lm-studio"}
 
 

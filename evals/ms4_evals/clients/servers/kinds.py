@@ -1,4 +1,4 @@
-"""The kinds of servers: how each is asked for an answer, and where it puts it. ``facts.py`` says what people should know, with sources.
+"""The kinds of servers: how each is asked for an answer, and where it puts it. Sources are in ``facts.py``.
 
 Two engines that are given the same temperature and top_p still sample differently when one of them adds its own top-k, or takes them in
 another order. So each kind is also sent what switches its own additions off.
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ms4_evals.clients.servers.detection import detect_name
+from ms4_evals.clients.servers.facts import FACTS
 from ms4_evals.clients.servers.reader import AnswerReader
 
 if TYPE_CHECKING:
@@ -136,3 +137,29 @@ async def detect_kind(client: httpx.AsyncClient, base_url: str, headers: Mapping
         httpx.HTTPError: it cannot be reached.
     """
     return KINDS[await detect_name(client, base_url, headers)]
+
+
+def describe_kinds() -> list[tuple[str, ...]]:
+    """The table for people: names of the columns, then one row per kind."""
+    return [("kind", "how it is asked, and what comes back"), *((kind.name, _description(kind)) for kind in KINDS.values())]
+
+
+def _description(kind: ServerKind) -> str:
+    facts = FACTS[kind.name]
+    effort = "reasoning_effort" if kind.reasoning == "reasoning_effort" else f"{kind.reasoning}: {{reasoning_effort: ...}}"
+    sent = [kind.max_tokens_key, f"{kind.seed_key} (below {_bound(kind.seed_bound)})"]
+    sent += [f"{name}: {json.dumps(value)}" for name, value in kind.plain_sampling.items()]
+    if kind.generation_config:
+        sent.append("generation_config (do_sample, top_k 0)")
+    lines = {
+        kind.title: f"asked to reason by {effort}",
+        "thinking comes in": facts.thinking,
+        "tokens are told": facts.tokens,
+        "also sent": ", ".join(sent),
+        "to know": facts.know,
+    }
+    return "\n".join(f"{name}: {text}" for name, text in lines.items())
+
+
+def _bound(bound: int) -> str:
+    return f"2^{bound.bit_length() - 1}" if bound & (bound - 1) == 0 else f"2^{bound.bit_length()} - 1"

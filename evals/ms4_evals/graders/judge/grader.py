@@ -2,8 +2,8 @@
 
 Empty answers and answers that hit their token limit are not shown to the judge: a judge that is shown nothing says CORRECT often enough to
 lift a score (scitix/sieval pull request 44). A reply that is no verdict is asked for again under another seed, three times in all, and
-counted; after that, as when the judge cannot be reached, the answer stays ungraded and is judged when the evaluation is started again. It is
-never counted as wrong, nor left out of a mean. At temperature 0 a server may well give the same reply again.
+counted; after that, as when the judge cannot be reached, the answer stays ungraded and is judged when the evaluation is started again: it
+is neither counted as wrong nor left out of a mean. At temperature 0 a server may well give the same reply again.
 
 Where the official answer is one quantity, a deterministic check gives a second opinion (``numeric``); it never changes a verdict.
 
@@ -78,7 +78,8 @@ class JudgeGrader:
         max_tokens: int = 4096,
         attempts: int = ATTEMPTS,
     ) -> None:
-        assert version in JUDGE_VERSIONS and attempts >= 1
+        assert version in JUDGE_VERSIONS
+        assert attempts >= 1
         self._version: JudgeVersion = version
         self._ask = ask
         self._judge_name = judge_name
@@ -138,7 +139,9 @@ class JudgeGrader:
                 )
         last = answers[-1]
         end = " (cut off by max_tokens)" if last.finish_reason == "length" else ""
-        raise GradingFailure(f"{problem.problem_id}: {self._attempts} replies of the judge were no verdict{end}, the last: {last.answer[:200]!r}")
+        raise GradingFailure(
+            f"{problem.problem_id}: {self._attempts} replies of the judge were no verdict{end}, the last: {last.answer[:200]!r}"
+        )
 
     def _reply(self, problem_id: str, messages: list[dict[str, str]], attempt: int) -> SampleAnswer:
         request = SampleRequest(

@@ -17,7 +17,8 @@ from ms4_train.untrusted import parse_json
 
 MAX_REPLY_CHARACTERS = 20_000
 
-_WORD = re.compile(r"[\s*_`\"'“”‘’]*(CORRECT|INCORRECT)[\s*_`\"'“”‘’]*[.!]?[\s*_`\"'“”‘’]*", re.IGNORECASE)
+_AROUND = "[\\s*_`\"'\u201c\u201d\u2018\u2019]*"
+_WORD = re.compile(f"{_AROUND}(CORRECT|INCORRECT){_AROUND}[.!]?{_AROUND}", re.IGNORECASE)
 _FENCE = re.compile(r"\s*```(?:json)?[ \t]*\n(.*?)\n?[ \t]*```\s*", re.IGNORECASE | re.DOTALL)
 
 

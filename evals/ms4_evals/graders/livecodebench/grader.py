@@ -50,7 +50,7 @@ class LiveCodeBenchGrader:
     ) -> None:
         self._source = source
         self._sandbox = sandbox
-        self._workers = workers or len(os.sched_getaffinity(0))
+        self._workers = workers or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="tests")
         self._strict = StrictGrader(sandbox, executor=self._pool, workers=self._workers, limits=limits)
         self._official_timeout = official_timeout

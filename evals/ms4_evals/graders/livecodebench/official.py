@@ -47,7 +47,7 @@ class OfficialResult:
     """What the official grader says.
 
     Attributes:
-        results: per test that was run: True, or a code (False of a functional problem is -2 here); ``(-2,)`` beside the code -5.
+        results: per test that was run: True, False (a wrong value), or a code; ``(-2,)`` beside the code -5.
         code: -2 to -5; None when all tests passed.
         message: the original's ``error_message``; empty when all tests passed.
         error: the exception, where there was one.
@@ -66,6 +66,14 @@ class OfficialResult:
 
 class _NoResult(Exception):
     """The process ended, or its time did, without an answer."""
+
+
+class _ArrayError(Exception):
+    """A comparison whose outcome is an array has no truth value."""
+
+
+class _UnprintableError(Exception):
+    """The original prints a wrong value into its message, inside the block that makes an exception a runtime error."""
 
 
 def grade_official(
@@ -156,10 +164,12 @@ def _over_tests(talk: _Talk, function: str | None, tests: Sequence[CodeTest]) ->
             wrong = _wrong_output(reply, output) if function is None else _wrong_value(reply, output)
         except UncomparableError as error:
             return _not_tested({"error": str(error)})
-        except ValueError as error:
+        except _ArrayError as error:
             return OfficialResult((*results, -4), -4, "Runtime Error", repr(error))
+        except _UnprintableError as error:
+            return OfficialResult((*results, False, -4), -4, "Runtime Error", repr(error))
         if wrong is not None:
-            return OfficialResult((*results, -2), -2, wrong)
+            return OfficialResult((*results, -2 if function is None else False), -2, wrong)
         results.append(True)
     return OfficialResult(tuple(results))
 
@@ -186,18 +196,17 @@ def _wrong_value(reply: Mapping[str, Any], expected: Any) -> str | None:
         value = list(value)
     if isinstance(value, Array):
         if value.size != 1:
-            raise ValueError("the truth value of an array of several numbers is ambiguous")
+            raise _ArrayError("the truth value of an array of several numbers is ambiguous")
         # Either side is stretched to the other's shape: one number equals the same number in any brackets.
         value, expected = value[0], expected[0] if isinstance(expected, list) and len(expected) == 1 else expected
     if same_value(value, expected):
         return None
     if _has_huge_integer(value):
-        raise ValueError("Exceeds the limit (50000 digits) for integer string conversion")
+        raise _UnprintableError("exceeds the limit (50000 digits) for integer string conversion")
     return "Wrong Answer"
 
 
 def _has_huge_integer(value: Any) -> bool:
-    """The original prints a wrong value into its message, inside the block that makes an exception a runtime error."""
     if isinstance(value, dict):
         return any(_has_huge_integer(item) for pair in value.items() for item in pair)
     return any(map(_has_huge_integer, value)) if isinstance(value, list | tuple) else isinstance(value, HugeInteger)

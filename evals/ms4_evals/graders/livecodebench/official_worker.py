@@ -20,7 +20,6 @@ HEADER = {HEADER!r}
 """
     + r'''
 import ast, builtins, faulthandler, io, json, os, shutil, signal, subprocess, sys, types
-from unittest import mock
 
 sys.set_int_max_str_digits(50000)
 _requests = os.fdopen(os.dup(0), "r", encoding="utf-8", newline="\n")
@@ -46,6 +45,18 @@ class TimeoutException(Exception):
 def on_alarm(signum, frame):
     print("timeout occured: alarm went off")
     raise TimeoutException
+
+
+def preload(code):
+    # The original has these loaded before it disables functions that they need while they load.
+    words = {"numpy": "numpy", "multiprocessing": "multiprocessing.managers", "concurrent": "concurrent.futures.process",
+             "asyncio": "asyncio", "open": "unittest.mock"}
+    for word, name in words.items():
+        if word in code:
+            try:
+                __import__(name)
+            except Exception:
+                pass
 
 
 def disable():
@@ -117,6 +128,18 @@ class Input:
         return getattr(self._rest, name)
 
 
+def opener(text):
+    made = []
+
+    def opened(*arguments, **names):
+        if not made:
+            from unittest import mock
+            made.append(mock.mock_open(read_data=text))
+        return made[0](*arguments, **names)
+
+    return opened
+
+
 def failure(error):
     _alarm(0)
     return {"code": -3 if "timeoutexception" in repr(error).lower() else -4, "error": repr(error)[:2000]}
@@ -129,7 +152,7 @@ def printed_by(function, text, timeout):
     sys.stdout = output = io.StringIO()
     output.close = lambda x: 1
     try:
-        builtins.open, sys.stdin = mock.mock_open(read_data=text), Input(text)
+        builtins.open, sys.stdin = opener(text), Input(text)
         try:
             function()
         except SystemExit:
@@ -171,6 +194,7 @@ def main():
     code, name, timeout = job["code"], job["function"], job["timeout"]
     signal.signal(signal.SIGALRM, on_alarm)
     faulthandler.disable()
+    preload(code)
     disable()
     try:
         code = HEADER + "\n\n" + code if name else as_function(without_main_guard(code))

@@ -23,7 +23,6 @@ HEADER = (
 )
 
 CANDIDATE = "solution.py"
-INPUT = "input.txt"
 MAIN = "main.py"
 
 # LiveCodeBench lets integers of 50,000 digits be printed (sys.set_int_max_str_digits in compute_code_generation_metrics.py).
@@ -36,21 +35,17 @@ with open({CANDIDATE!r}, "rb") as _file:
     _candidate = compile(_file.read(), {CANDIDATE!r}, "exec", 0, True)
 """
 
-# The input is a real file on descriptor 0, as judges have it: programs ask for its size, seek in it and map it.
 STDIN_PROGRAM = (
     _START
     + rf"""
-_input = os.open({INPUT!r}, os.O_RDONLY)
-os.dup2(_input, 0)
-os.close(_input)
 _run = exec
-del os, _file, _input
+del os, _file
 _run({HEADER!r})
 _run(_candidate)
 """
 )
 
-# The result leaves on a descriptor that printing does not reach; what the candidate prints goes nowhere.
+# The result leaves on a descriptor that printing does not reach; what the candidate prints goes nowhere, and it finds nothing to read.
 FUNCTION_PROGRAM = (
     _START
     + ENCODER
@@ -58,8 +53,7 @@ FUNCTION_PROGRAM = (
 import json, sys, types
 _result = os.dup(1)
 _nowhere = os.open(os.devnull, os.O_RDWR)
-with open({INPUT!r}, "rb") as _file:
-    _name, *_arguments = [json.loads(line) for line in _file.read().decode("utf-8").split("\n") if line.strip()]
+_name, *_arguments = [json.loads(line) for line in sys.stdin.buffer.read().decode("utf-8").split("\n") if line.strip()]
 os.dup2(_nowhere, 0)
 os.dup2(_nowhere, 1)
 

@@ -35,7 +35,6 @@ from ms4_evals.graders.livecodebench.programs import (
     COMPILE_FAILED,
     COMPILE_PROGRAM,
     FUNCTION_PROGRAM,
-    INPUT,
     MAIN,
     STDIN_PROGRAM,
 )
@@ -137,20 +136,22 @@ class StrictGrader:
             GradingFailure: as ``grade``.
         """
         test = problem.tests[index]
-        files = {CANDIDATE: code.encode("utf-8", "replace"), **_test_files(problem, index)}
+        program = STDIN_PROGRAM if problem.function is None else FUNCTION_PROGRAM
+        files = {CANDIDATE: code.encode("utf-8", "replace"), MAIN: program.encode()}
+        stdin = _input_of(problem, index)
         limits = dataclasses.replace(self._limits, output_bytes=self._limits.output_bytes + 2 * len(test.output))
-        outcome = self._run(files, limits)
+        outcome = self._run(files, limits, stdin)
         if outcome.status == "wall-time" and outcome.cpu_seconds >= _COMPUTING * limits.wall_seconds:
-            outcome = self._run(files, dataclasses.replace(limits, wall_seconds=BUSY_WALL * limits.wall_seconds))
+            outcome = self._run(files, dataclasses.replace(limits, wall_seconds=BUSY_WALL * limits.wall_seconds), stdin)
         got = outcome.stdout.decode("utf-8", "replace")
         verdict = _class_of(outcome) or _judged(problem, test, index, outcome, got)
         stderr = outcome.stderr.decode("utf-8", "replace")
         return TestRun(index, verdict, got, stderr, outcome.cpu_seconds, outcome.wall_seconds)
 
-    def _run(self, files: dict[str, bytes], limits: Limits) -> Outcome:
+    def _run(self, files: dict[str, bytes], limits: Limits, stdin: bytes = b"") -> Outcome:
         outcome = None
         for _ in range(_SANDBOX_TRIES):
-            outcome = self._sandbox.run(files, ARGUMENTS, limits=limits)
+            outcome = self._sandbox.run(files, ARGUMENTS, stdin=stdin, limits=limits)
             if outcome.status != "sandbox-error":
                 return outcome
         assert outcome is not None
@@ -200,13 +201,12 @@ class StrictGrader:
         return [dataclasses.replace(run, verdict="CE", stderr=message) if run.verdict == "RE" else run for run in runs]
 
 
-def _test_files(problem: CodeProblem, index: int) -> dict[str, bytes]:
+def _input_of(problem: CodeProblem, index: int) -> bytes:
+    """Standard input of a test; of a functional problem the function's name goes before the arguments, as JSON on a line of its own."""
     text = problem.tests[index].input
     if text and not text.endswith("\n"):
         text += "\n"
-    if problem.function is None:
-        return {MAIN: STDIN_PROGRAM.encode(), INPUT: text.encode("utf-8")}
-    return {MAIN: FUNCTION_PROGRAM.encode(), INPUT: (json.dumps(problem.function) + "\n" + text).encode("utf-8")}
+    return (text if problem.function is None else json.dumps(problem.function) + "\n" + text).encode("utf-8", "replace")
 
 
 def _class_of(outcome: Outcome) -> TestClass | None:

@@ -9,7 +9,7 @@ Exercise it: ``pytest tests/evals/ms4_evals/graders/livecodebench/test_values.py
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -100,7 +100,7 @@ def decode_value(value: Any, *, plain: bool) -> Any:
     try:
         ((kind, content),) = value.items()
         return _decoded(kind, content, plain)
-    except (ValueError, TypeError, AttributeError, ZeroDivisionError, InvalidOperation) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UntrustedInputError("a returned value is not encoded as it should be", fix="none; the program tampered with it.") from error
 
 

@@ -1,6 +1,6 @@
 // Score against length of the output, drawn as SVG: measured points with intervals and their Pareto front; published points apart.
 
-const CHART = { width: 460, height: 320, left: 46, right: 14, top: 14, bottom: 46, strip: 92 };
+const CHART = { width: 460, height: 320, left: 46, right: 14, top: 14, bottom: 46, strip: 120 };
 
 /**
  * The chart of one board.
@@ -34,7 +34,8 @@ function scatter({ points, published, size, title, wide }) {
   }
   for (const point of [...points].sort((a, b) => front.includes(b) - front.includes(a))) {
     marks.append(pointMark(point, x, y, front.includes(point), size));
-    const place = labels.place(x(point.length[0]), y(point.score[0]), `${clip(point.label, 26)} (${point.mode})`, front.includes(point));
+    if (point.mode !== "high" && points.some(other => other.group === point.group && other.mode === "high")) continue; // one name per model
+    const place = labels.place(x(point.length[0]), y(point.score[0]), clip(point.label, 28), front.includes(point));
     if (place) texts.append(s("text", { class: "label", x: place.x, y: place.y, "text-anchor": place.anchor }, place.text));
   }
   for (const item of placed) {
@@ -186,11 +187,16 @@ function publishedStrip(items, y, box, right) {
     const cy = y(item.score / 100);
     group.append(publishedMark(item, left + 9, cy));
     if (cy - last >= 11) {
-      group.append(s("text", { class: "label published", x: left + 18, y: cy + 3.5 }, clip(item.model.replace(/^Mistral |^Magistral /, name => name[0] + "\u2026 "), 13)));
+      group.append(s("text", { class: "label published", x: left + 18, y: cy + 3.5 }, clip(shortName(item), 17)));
       last = cy;
     }
   }
   return group;
+}
+
+function shortName(item) {
+  const name = item.model.replace("Mistral ", "").replace("Magistral ", "Mag. ").replace(" (AA)", "");
+  return item.mode === "low" ? `${name} low` : name;
 }
 
 function clip(text, most) {

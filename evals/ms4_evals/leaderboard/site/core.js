@@ -45,7 +45,18 @@ function count(value) {
 }
 
 function percent(share, digits = 1) {
-  return share === null || share === undefined ? "\u2013" : (100 * share).toFixed(digits);
+  return share === null || share === undefined ? "\u2013" : fixed(100 * share, digits);
+}
+
+/**
+ * A number with so many decimals, halves to the even digit, as reports and the terminal have it: 31.25 is 31.2. Halves are odd multiples of a
+ * power of two; of everything else toFixed gives the nearest, exactly.
+ */
+function fixed(value, digits) {
+  const isHalf = Math.abs(value * 2 ** (digits + 1)) % 2 === 1;
+  if (!isHalf) return value.toFixed(digits);
+  const below = Math.floor(value * 10 ** digits);
+  return ((below % 2 === 0 ? below : below + 1) / 10 ** digits).toFixed(digits);
 }
 
 /** A length: 87, 3.2k, 114k. */
@@ -57,7 +68,7 @@ function length(value) {
 }
 
 function signed(points) {
-  const text = Math.abs(points).toFixed(1);
+  const text = fixed(Math.abs(points), 1);
   return (points < 0 && text !== "0.0" ? "\u2212" : "+") + text;
 }
 
@@ -148,15 +159,22 @@ function makeAddress(path, query) {
   return "#/" + path.map(encodeURIComponent).join("/") + (text ? "?" + text : "");
 }
 
-/** Put an address in the bar without a step in the history and without showing the page anew. */
+/**
+ * Put an address in the bar without a step in the history and without showing the page anew. A moment later, because browsers refuse pages
+ * that do so at every keystroke; another page that is opened meanwhile has its own address.
+ */
 function keepAddress(path, query) {
-  const address = makeAddress(path, query);
-  if (location.hash === address || (location.hash === "" && address === "#/")) return;
-  keptAddress = address;
-  location.replace(address);
+  clearTimeout(keepTimer);
+  keepTimer = setTimeout(() => {
+    const address = makeAddress(path, query);
+    if (location.hash === address || (location.hash === "" && address === "#/")) return;
+    keptAddress = address;
+    location.replace(address);
+  }, 120);
 }
 
 let keptAddress = null;
+let keepTimer = 0;
 
 // Theme: as the system has it, until somebody chooses; the choice is remembered where the browser lets us
 

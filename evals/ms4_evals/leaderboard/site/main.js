@@ -9,18 +9,16 @@ let view = null;
 let showing = 0;
 
 async function route() {
-  if (keptAddress !== null && location.hash === keptAddress) {
-    keptAddress = null;
-    return; // the page wrote this address itself
-  }
+  if (keptAddress !== null && location.hash === keptAddress) return; // the page wrote this address itself
   keptAddress = null;
+  clearTimeout(keepTimer);
   const mine = ++showing;
   const { path, query } = parseAddress(location.hash);
   const main = document.getElementById("main");
   const board = path[0] === "task" ? SITE.boards.find(item => item.id === path[1]) : null;
   view = null;
   document.title = board ? `${board.title} \u2013 ${SITE.title}` : SITE.title;
-  document.body.className = board && path[2] === "samples" ? "wide" : "";
+  document.body.className = board && path[2] === "samples" ? "browsing" : "";
   try {
     if (board && path[2] === "samples") {
       const browser = await showSamples(main, board, query);
@@ -65,7 +63,7 @@ function helpDialog() {
     { "aria-labelledby": "keys-title", onclick: event => { if (event.target === dialog) dialog.close(); } },
     h("h2", { id: "keys-title" }, "Keys"),
     h("dl", { class: "keys" }, KEYS.map(([key, text]) => [h("dt", null, h("kbd", null, key)), h("dd", null, text)])),
-    h("form", { method: "dialog" }, h("button", { class: "button", autofocus: true }, "Close")),
+    h("button", { type: "button", class: "button", autofocus: true, onclick: () => dialog.close() }, "Close"),
   );
   return dialog;
 }

@@ -112,7 +112,7 @@ function showOverview(main, query) {
     ),
     h("section", { "aria-label": "Charts" }, h("h2", null, "Score and length"), chartLegend(), charts),
     h("section", { "aria-label": "Table" }, h("h2", null, "Scores"), status, tables, h("p", { class: "facts" }, tableNote())),
-    publishedSection(SITE.published),
+    publishedSection(SITE.published, false),
   );
   drawTable();
   filterRows();
@@ -160,7 +160,7 @@ function lengthText(cell, { part, unit }) {
 function differenceNodes(difference) {
   if (!difference) return h("span", { class: "absent" }, "\u2013");
   const [value, low, high] = difference.map(share => 100 * share);
-  return [h("span", { class: "score" }, signed(value)), h("span", { class: "interval" }, `[${signed(low)}, ${signed(high)}]`)];
+  return [h("span", { class: "score" }, signed(value)), h("span", { class: "below" }, `[${signed(low)}, ${signed(high)}]`)];
 }
 
 function samplingText(sampling) {
@@ -204,7 +204,7 @@ function chartLegend() {
   );
 }
 
-function publishedSection(items) {
+function publishedSection(items, isOpen) {
   if (!items.length) return null;
   const table = sortableTable({
     columns: [
@@ -213,8 +213,8 @@ function publishedSection(items) {
       { label: "task", value: item => item.family },
       { label: "score %", number: true, value: item => item.score, show: item => item.score.toFixed(1) },
       { label: "characters", number: true, value: item => item.characters, show: item => (item.characters === null ? "not published" : count(item.characters)) },
-      { label: "source", value: item => item.source, class: "wide" },
-      { label: "before comparing", value: item => item.note, class: "wide" },
+      { label: "source", value: item => item.source, class: "prose" },
+      { label: "before comparing", value: item => item.note, class: "prose" },
     ],
     rows: items,
     caption: "Published by others, not measured here",
@@ -223,8 +223,8 @@ function publishedSection(items) {
     "section",
     { "aria-label": "Published scores" },
     h("h2", null, "Published by others"),
-    h("p", null, "These numbers were not measured here. Their prompts, samples and windows differ from those above, and from each other, so they are in no column of it and on no front."),
-    table.element,
+    h("p", null, "Not measured here: prompts, samples and windows differ from those above and from each other, so these numbers are in no column and on no front."),
+    h("details", { open: isOpen }, h("summary", null, `${plural(items.length, "number")} with their sources`), table.element),
   );
 }
 

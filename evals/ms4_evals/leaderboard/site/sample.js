@@ -53,15 +53,29 @@ async function showSample(pane, browser, row) {
 
 function verdictList(row, texts, question, facts, board, problemFacts) {
   const isShort = texts.extracted === undefined || texts.extracted.length <= 60;
+  const gold = question.gold || "";
+  const isDigest = /^[0-9a-f]{64}$/.test(gold);
   const pairs = [
-    ["right answer", clip(question.gold || "", 300)],
+    isDigest ? ["tests, by their digest", gold.slice(0, 12)] : ["right answer", clip(gold, 300)],
     ["read from the answer", texts.extracted === undefined ? "nothing" : isShort ? texts.extracted : `${count(texts.extracted.length)} characters, below`],
     ["second grader", row.opinion < 0 ? null : `${OPINIONS[row.opinion]}${board.second ? ` (${board.second})` : ""}${isDisputed(row) ? ", disputed" : ""}`],
     ["ended by", { stop: "itself", length: "the token limit" }[FINISHES[row.finish]] || null],
     ["thinking", facts.thinking_is_open ? "never closed" : null],
     ...Object.entries(problemFacts).map(([name, value]) => [name.replaceAll("_", " "), String(value)]),
-    ...["prompt_tokens", "usage_tokens", "usage_thinking_tokens", "seconds", "first_token_seconds", "cost", "attempts", "endpoint", "error_class", "seed"].map(name => [name.replaceAll("_", " "), facts[name] === undefined || facts[name] === null || facts[name] === "" ? null : count3(facts[name])]),
+    ["error class", facts.error_class ?? null],
   ];
+  const request = REQUEST_FACTS.map(name => [name.replaceAll("_", " "), facts[name] === undefined ? null : factText(facts[name])]);
+  return [factList(pairs), h("details", null, h("summary", { class: "facts" }, "request"), factList(request))];
+}
+
+const REQUEST_FACTS = ["prompt_tokens", "usage_tokens", "usage_thinking_tokens", "seconds", "first_token_seconds", "cost", "attempts", "endpoint", "seed", "prompt_hash"];
+
+function factText(value) {
+  if (typeof value !== "number") return String(value);
+  return Number.isInteger(value) ? count(value) : String(Number(value.toPrecision(3)));
+}
+
+function factList(pairs) {
   return h("dl", { class: "sample-facts" }, pairs.filter(([, value]) => value !== null && value !== "").map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, value))));
 }
 
@@ -92,7 +106,7 @@ function notesSection(notes) {
     "section",
     { class: "notes", "aria-label": "What the grader noted" },
     h("h3", null, "What the grader noted"),
-    short.length ? h("dl", { class: "sample-facts" }, short.map(([name, text]) => h("div", null, h("dt", null, name), h("dd", null, text)))) : null,
+    short.length ? factList(short) : null,
     long.map(([name, text]) => textSection(name, text, true)),
   );
 }

@@ -46,7 +46,7 @@ class SampleBrowser {
     this.status = h("p", { class: "status", role: "status", "aria-live": "polite" }, "Loading \u2026");
     const change = name => value => { this.state[name] = value; this.filter(); };
     const models = [["", "all models"], ...board.rows.map(row => [SITE.models[row.model].key, SITE.models[row.model].label])];
-    this.search = h("input", { type: "search", id: "search", value: this.state.q, placeholder: "problem, or what was read", autocomplete: "off", spellcheck: "false", oninput: event => change("q")(event.target.value) });
+    this.search = h("input", { type: "search", id: "search", value: this.state.q, placeholder: "problem or answer", autocomplete: "off", spellcheck: "false", oninput: event => change("q")(event.target.value) });
     this.element = h(
       "div",
       { class: "browser" },

@@ -5,11 +5,12 @@ const LENGTH_ROWS = [
   ["thinking_tokens", "thinking", "tokens"], ["answer_tokens", "answer", "tokens"], ["total_tokens", "both", "tokens"],
   ["usage_tokens", "generated", "tokens, as the server counts"], ["prompt_tokens", "prompt", "tokens, as the server counts"],
 ];
-const MOST_PROBLEMS = 200;
+const MOST_PROBLEMS = 40;
 
 async function showTask(main, board, query) {
   const state = { part: choice(PARTS, query.get("part")), unit: choice(UNITS, query.get("unit")) };
   const chart = h("figure", { class: "chart-box wide" });
+  const contents = h("nav", { class: "contents", "aria-label": "On this page" }, h("a", { class: "button strong", href: makeAddress(["task", board.id, "samples"]) }, "Every sample"));
   const rest = h("div", null, h("p", { class: "status" }, "Loading \u2026"));
   const draw = () => {
     replace(chart, boardChart(board, state, { wide: true }));
@@ -20,7 +21,7 @@ async function showTask(main, board, query) {
     h("nav", { class: "crumbs", "aria-label": "Breadcrumbs" }, h("a", { href: "#/" }, SITE.title), " / ", h("span", { "aria-current": "page" }, board.title)),
     h("h1", { tabindex: "-1" }, board.title),
     h("p", { class: "facts" }, `${plural(board.problems, "problem")}, grader ${board.grader}`, board.second ? `, second grader ${board.second}` : "", ". ", badges(board.marks)),
-    h("p", null, h("a", { class: "button", href: makeAddress(["task", board.id, "samples"]) }, "Look at every sample")),
+    contents,
     h("section", { "aria-label": "Chart" }, h("h2", null, "Score and length"), h("form", { class: "filters" },
       segmented("Length of", PARTS, state.part, value => { state.part = value; draw(); }),
       segmented("in", UNITS, state.unit, value => { state.unit = value; draw(); })), chartLegend(), chart),
@@ -38,9 +39,15 @@ async function showTask(main, board, query) {
     breakdownSections(entries),
     problemSection(board, details, entries),
     costSection(entries),
-    publishedSection(board.published.map(index => SITE.published[index])),
+    publishedSection(board.published.map(index => SITE.published[index]), true),
     identitySection(board, details),
   );
+  const sections = [...main.querySelectorAll("section > h2")];
+  contents.append(...sections.map(title => h("button", { type: "button", class: "button", onclick: () => {
+    title.tabIndex = -1;
+    title.focus({ preventScroll: true });
+    title.scrollIntoView({ block: "start" });
+  } }, title.textContent)));
 }
 
 /** Every cell with its model, its column, what the overview holds and the details. */
@@ -76,7 +83,7 @@ function scoreSection(board, entries) {
     ...votes.map(k => numberColumn(`cons@${k} %`, entry => entry.details.cons_at[k] ?? null, value => percent(value))),
     numberColumn("samples each", entry => entry.details.samples_per_problem),
     numberColumn("graded", entry => entry.cell.graded, (value, entry) => `${count(value)} of ${count(entry.cell.planned)}`),
-    { label: "", value: () => null, show: entry => h("a", { href: samplesAddress(board, entry) }, "samples") },
+    { label: "look at", value: () => null, show: entry => h("a", { href: samplesAddress(board, entry) }, "samples") },
   ];
   const differences = board.rows.filter(row => row.difference);
   return section(
@@ -110,27 +117,42 @@ function samplesAddress(board, entry, more) {
 }
 
 function lengthSection(entries) {
-  const rows = entries.flatMap(entry => LENGTH_ROWS.filter(([name]) => entry.details.lengths[name]?.all).map(([name, what, unit]) => ({ entry, what, unit, groups: entry.details.lengths[name] })));
-  const columns = [
-    { label: "model", value: row => row.entry.model.label, show: row => modelName(row.entry.model), class: "name" },
-    { label: "mode", value: row => row.entry.column.heading },
-    { label: "of", value: row => row.what },
-    { label: "in", value: row => row.unit },
-    ...["mean", "median", "p90", "maximum"].map(name => numberColumn({ p90: "90th percentile", maximum: "longest" }[name] || name, row => row.groups.all[name], value => count(value))),
-    numberColumn("mean, correct", row => row.groups.correct?.mean ?? null),
-    numberColumn("mean, not correct", row => row.groups.not_correct?.mean ?? null),
-  ];
-  return section("Lengths", h("p", { class: "facts" }, `Tokens without another remark are counted with ${SITE.tokenizer} for all models.`), sortableTable({ columns, rows, caption: "Lengths per sample" }).element);
+  const known = LENGTH_ROWS.filter(([name]) => entries.some(entry => entry.details.lengths[name]?.all));
+  if (!known.length) return null;
+  const holder = h("div");
+  const draw = wanted => {
+    const of = (entry, group, name) => entry.details.lengths[wanted]?.[group]?.[name] ?? null;
+    const columns = [
+      ...entryColumns(),
+      ...[["mean", "mean"], ["median", "median"], ["p90", "90th percentile"], ["maximum", "longest"]].map(([name, label]) => numberColumn(label, entry => of(entry, "all", name))),
+      { label: "interval of the mean", value: () => null, show: entry => (of(entry, "all", "mean") === null ? "\u2013" : `${count(of(entry, "all", "mean_low"))} to ${count(of(entry, "all", "mean_high"))}`), class: "number" },
+      ...[["correct", "mean, correct"], ["not_correct", "mean, not correct"]].map(([group, label]) => numberColumn(label, entry => of(entry, group, "mean"))),
+      numberColumn("samples", entry => of(entry, "all", "count")),
+    ];
+    replace(holder, sortableTable({ columns, rows: entries, caption: "Lengths per sample" }).element);
+  };
+  const choices = known.map(([name, what, unit]) => [name, `${what}, ${unit}`]);
+  const first = known.some(([name]) => name === "total_chars") ? "total_chars" : known[0][0];
+  draw(first);
+  return section(
+    "Lengths",
+    h("p", { class: "facts" }, `Tokens without another remark are counted with ${SITE.tokenizer} for all models.`),
+    h("form", { class: "filters" }, field("Length of", select(choices, first, draw))),
+    holder,
+  );
 }
 
 function countSection(entries) {
   const verdicts = [["correct", "correct"], ["wrong", "wrong"], ["no-answer", "no answer"], ["truncated", "cut off"], ["error", "errors"]];
   const classes = [...new Set(entries.flatMap(entry => Object.keys(entry.details.error_classes || {})))].sort();
+  const failures = [...new Set(entries.flatMap(entry => Object.keys(entry.details.failure_classes || {})))].sort();
   const columns = [
     ...entryColumns(),
     ...verdicts.map(([verdict, label]) => numberColumn(label, entry => entry.details.verdicts[verdict] ?? 0)),
     ...classes.map(name => numberColumn(`error: ${name}`, entry => entry.details.error_classes?.[name] ?? 0)),
+    ...failures.map(name => numberColumn(name, entry => entry.details.failure_classes?.[name] ?? 0, null, { title: "noted by the grader of samples that are not correct" })),
     numberColumn("missing", entry => entry.details.missing),
+    numberColumn("ungraded", entry => entry.details.ungraded),
     numberColumn("at the token limit", entry => entry.details.at_token_limit, null, { title: "ended by the limit, whatever the verdict" }),
     numberColumn("thinking left open", entry => entry.details.open_thinking),
   ];
@@ -142,13 +164,13 @@ function secondSection(board, entries) {
   if (!rows.length) return null;
   const columns = [
     ...entryColumns(),
-    ...(rows.some(entry => entry.details.second) ? [
-      { label: "second grader's score %", number: true, value: entry => entry.details.second?.score?.value ?? null, show: entry => pairNodes(entry.details.second?.score) },
-      { label: "first grader's, same samples", number: true, value: entry => entry.details.second?.first_score?.value ?? null, show: entry => pairNodes(entry.details.second?.first_score) },
-      numberColumn("kappa", entry => entry.details.second?.kappa ?? null, value => (value === null ? "\u2013" : value.toFixed(3))),
+    ...(rows.some(entry => entry.details.second_grader) ? [
+      { label: "second grader's score %", number: true, value: entry => entry.details.second_grader?.score?.value ?? null, show: entry => pairNodes(entry.details.second_grader?.score) },
+      { label: "first grader's, same samples", number: true, value: entry => entry.details.second_grader?.first_score?.value ?? null, show: entry => pairNodes(entry.details.second_grader?.first_score) },
+      numberColumn("kappa", entry => entry.details.second_grader?.kappa ?? null, value => (value === null ? "\u2013" : value.toFixed(3))),
     ] : []),
     ...["agree", "disagree", "failed"].map(name => numberColumn({ agree: "agree", disagree: "disagree", failed: "second failed" }[name], entry => entry.details.second_opinion[name] ?? 0)),
-    { label: "", value: () => null, show: entry => (entry.details.second_opinion.disagree ? h("a", { href: samplesAddress(board, entry, { verdict: "disputed" }) }, "disputed samples") : null) },
+    { label: "look at", value: () => null, show: entry => (entry.details.second_opinion.disagree ? h("a", { href: samplesAddress(board, entry, { verdict: "disputed" }) }, "disputed samples") : null) },
   ];
   return section("Second grader", h("p", null, `${board.second || "The second grader"} looks at the same answers and never changes a verdict.`), sortableTable({ columns, rows, caption: "Second grader beside the first" }).element);
 }
@@ -157,6 +179,7 @@ function pairNodes(score) {
   return score ? scoreNodes([score.value, score.low, score.high]) : "\u2013";
 }
 
+const ABSENT = "(none)"; // problems without the fact
 const BREAKDOWN_TITLES = { output_tokens: "length of the output, tokens", errata: "errata" };
 
 function breakdownSections(entries) {
@@ -179,7 +202,7 @@ function breakdownSections(entries) {
 }
 
 function breakdownTable(name, entries) {
-  const values = [...new Map(entries.flatMap(entry => entry.details.breakdowns[name].map(slice => [slice.value, slice]))).values()].map(slice => slice.value);
+  const values = inOrder([...new Set(entries.flatMap(entry => entry.details.breakdowns[name].map(slice => slice.value)))]);
   const sliceOf = (entry, value) => entry.details.breakdowns[name].find(slice => slice.value === value);
   const title = `By ${BREAKDOWN_TITLES[name] || name.replaceAll("_", " ")}`;
   const columns = [
@@ -195,10 +218,19 @@ function breakdownTable(name, entries) {
   return h("details", { class: "breakdown", open: true }, h("summary", null, title), sortableTable({ columns, rows: values.map((value, order) => ({ value, order })), caption: title }).element);
 }
 
+/** Bands and numbers by size, months by time, words as they come; rows may lack some, so that joining them loses the order. */
+function inOrder(values) {
+  const size = value => (/^[\d,]+( to |$)/.test(value) ? Number(value.split(" ")[0].replaceAll(",", "")) : NaN);
+  const named = values.filter(value => value !== ABSENT);
+  if (named.every(value => !Number.isNaN(size(value)))) named.sort((a, b) => size(a) - size(b));
+  else if (named.every(value => /^\d{4}-\d\d/.test(value))) named.sort();
+  return values.includes(ABSENT) ? [...named, ABSENT] : named;
+}
+
 function sliceNodes(slice) {
   if (!slice) return h("span", { class: "absent" }, "\u2013");
-  const facts = `${plural(slice.problems, "problem")}, ${plural(slice.samples, "sample")}, ${length(slice.mean_chars)} chars`;
-  return [scoreNodes([slice.score.value, slice.score.low, slice.score.high]), h("span", { class: "below" }, facts)];
+  const facts = `${plural(slice.problems, "problem")}, ${plural(slice.samples, "sample")}, of which ${count(slice.correct)} correct; ${count(slice.mean_chars)} characters, ${count(slice.mean_tokens)} tokens on average`;
+  return [scoreNodes([slice.score.value, slice.score.low, slice.score.high]), h("span", { class: "below", title: facts }, `n ${count(slice.samples)}, ${length(slice.mean_chars)} chars`)];
 }
 
 function problemSection(board, details, entries) {

@@ -30,8 +30,8 @@ def tail(question: str) -> str:
 def split_context(context: str) -> tuple[str, ...] | None:
     """The documents of a joined context such as ``BEGIN DOCUMENT 1: ... END DOCUMENT 1``; None where it is not of that form.
 
-    A document that itself holds the text between two documents would be split wrongly: the pieces must therefore be numbered from 1
-    without a gap, and joining them again must give the context.
+    A document that itself held the very text between two documents, numbers included, would be split; the token counts then still agree,
+    and so does the prompt.
     """
     documents: list[str] = []
     rest = context
@@ -45,7 +45,7 @@ def split_context(context: str) -> tuple[str, ...] | None:
         if stop >= 0:
             documents.append(rest[len(begin) : stop])
             rest = rest[stop + len(end) + 2 :]
-        elif rest.endswith(end):
+        elif rest.endswith(end) and len(rest) >= len(begin) + len(end):
             documents.append(rest[len(begin) : -len(end)])
             rest = ""
         else:

@@ -56,12 +56,15 @@ class DocumentSet:
 
     Attributes:
         documents: how many there are.
+        tekken_tokens: of the joined documents under the tekken vocabulary that mistral-common ships (``tekken_240911``), counted here on
+            texts whose cl100k_base counts agreed with the published ones to the token. They are 1.032 to 1.285 times those.
         questions: numbers of the questions, from 1.
     """
 
     category: str
     name: str
     documents: int
+    tekken_tokens: int
     questions: tuple[int, ...]
 
 
@@ -70,36 +73,36 @@ def _span(first: int, last: int) -> tuple[int, ...]:
 
 
 SETS: tuple[DocumentSet, ...] = (
-    DocumentSet("Academia", "ac_markets", 4, _span(1, 3)),
-    DocumentSet("Academia", "ac_hack", 9, _span(4, 5)),
-    DocumentSet("Company_Documents", "co_dc_2Q23", 3, _span(6, 9)),
-    DocumentSet("Company_Documents", "co_dc_3Q23", 3, _span(10, 13)),
-    DocumentSet("Company_Documents", "co_dc_4Q23", 3, (14,)),
-    DocumentSet("Company_Documents", "co_dc_ann_sup_a", 4, _span(15, 17)),
-    DocumentSet("Company_Documents", "co_dc_ann_sup_b", 3, (18,)),
-    DocumentSet("Company_Documents", "co_dc_press_a", 6, _span(19, 21)),
-    DocumentSet("Company_Documents", "co_dc_press_b", 6, _span(22, 26)),
-    DocumentSet("Company_Documents", "co_dc_dr_press", 6, _span(27, 30)),
-    DocumentSet("Company_Documents", "co_dc_dr_sup", 2, _span(31, 32)),
-    DocumentSet("Company_Documents", "co_dc_eq_history", 6, _span(33, 35)),
-    DocumentSet("Company_Documents", "co_dc_nxt_history", 6, _span(36, 40)),
-    DocumentSet("Company_Documents", "co_pro_rel_ann", 12, _span(41, 42)),
-    DocumentSet("Company_Documents", "co_pro_transcripts_2023", 6, _span(43, 54)),
-    DocumentSet("Company_Documents", "co_pro_transcripts_2024", 8, (*_span(55, 59), 63, 64)),
-    DocumentSet("Company_Documents", "co_pro_asana_rel_tran", 10, _span(60, 62)),
-    DocumentSet("Company_Documents", "co_pro_ssheet_rel_tran", 8, _span(65, 68)),
-    DocumentSet("Government_Consultations", "gc_bnpl", 24, _span(69, 72)),
-    DocumentSet("Government_Consultations", "gc_screen", 22, _span(73, 74)),
-    DocumentSet("Government_Consultations", "gc_wnc", 14, _span(75, 79)),
-    DocumentSet("Legal", "legal_eu_ai", 8, _span(80, 81)),
-    DocumentSet("Legal", "legal_sb1047", 12, _span(82, 85)),
-    DocumentSet("Industry_Reports", "ind_ai", 4, _span(86, 89)),
-    DocumentSet("Industry_Reports", "ind_clean", 5, (90,)),
-    DocumentSet("Industry_Reports", "ind_aus_retail", 3, _span(91, 92)),
-    DocumentSet("Industry_Reports", "ind_fow", 6, (93,)),
-    DocumentSet("Marketing", "mkt_mkt", 9, _span(94, 97)),
-    DocumentSet("Marketing", "mkt_gaming", 6, _span(98, 99)),
-    DocumentSet("Survey_Reports", "sur_con", 11, (100,)),
+    DocumentSet("Academia", "ac_markets", 4, 104284, _span(1, 3)),
+    DocumentSet("Academia", "ac_hack", 9, 120787, _span(4, 5)),
+    DocumentSet("Company_Documents", "co_dc_2Q23", 3, 92070, _span(6, 9)),
+    DocumentSet("Company_Documents", "co_dc_3Q23", 3, 94392, _span(10, 13)),
+    DocumentSet("Company_Documents", "co_dc_4Q23", 3, 94614, (14,)),
+    DocumentSet("Company_Documents", "co_dc_ann_sup_a", 4, 100094, _span(15, 17)),
+    DocumentSet("Company_Documents", "co_dc_ann_sup_b", 3, 96267, (18,)),
+    DocumentSet("Company_Documents", "co_dc_press_a", 6, 118819, _span(19, 21)),
+    DocumentSet("Company_Documents", "co_dc_press_b", 6, 121229, _span(22, 26)),
+    DocumentSet("Company_Documents", "co_dc_dr_press", 6, 118607, _span(27, 30)),
+    DocumentSet("Company_Documents", "co_dc_dr_sup", 2, 94626, _span(31, 32)),
+    DocumentSet("Company_Documents", "co_dc_eq_history", 6, 121439, _span(33, 35)),
+    DocumentSet("Company_Documents", "co_dc_nxt_history", 6, 90810, _span(36, 40)),
+    DocumentSet("Company_Documents", "co_pro_rel_ann", 12, 114353, _span(41, 42)),
+    DocumentSet("Company_Documents", "co_pro_transcripts_2023", 6, 91596, _span(43, 54)),
+    DocumentSet("Company_Documents", "co_pro_transcripts_2024", 8, 109663, (*_span(55, 59), 63, 64)),
+    DocumentSet("Company_Documents", "co_pro_asana_rel_tran", 10, 123062, _span(60, 62)),
+    DocumentSet("Company_Documents", "co_pro_ssheet_rel_tran", 8, 98722, _span(65, 68)),
+    DocumentSet("Government_Consultations", "gc_bnpl", 24, 121080, _span(69, 72)),
+    DocumentSet("Government_Consultations", "gc_screen", 22, 103663, _span(73, 74)),
+    DocumentSet("Government_Consultations", "gc_wnc", 14, 120899, _span(75, 79)),
+    DocumentSet("Legal", "legal_eu_ai", 8, 116520, _span(80, 81)),
+    DocumentSet("Legal", "legal_sb1047", 12, 112875, _span(82, 85)),
+    DocumentSet("Industry_Reports", "ind_ai", 4, 112127, _span(86, 89)),
+    DocumentSet("Industry_Reports", "ind_clean", 5, 97295, (90,)),
+    DocumentSet("Industry_Reports", "ind_aus_retail", 3, 116621, _span(91, 92)),
+    DocumentSet("Industry_Reports", "ind_fow", 6, 104916, (93,)),
+    DocumentSet("Marketing", "mkt_mkt", 9, 120868, _span(94, 97)),
+    DocumentSet("Marketing", "mkt_gaming", 6, 122303, _span(98, 99)),
+    DocumentSet("Survey_Reports", "sur_con", 11, 102334, (100,)),
 )
 SET_OF_QUESTION = {number: documents for documents in SETS for number in documents.questions}
 QUESTIONS = 100

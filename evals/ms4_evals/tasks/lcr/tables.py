@@ -26,7 +26,7 @@ def iter_table(path: Path, *, max_bytes: int = MAX_FILE_BYTES, max_rows: int = M
         UntrustedInputError: the file is missing or no regular file.
         EvaluationError: it is no UTF-8 table of rows as long as its head, or exceeds a bound.
     """
-    # One limit for the whole process, low enough (131,072) to refuse a set of documents; it is only ever raised.
+    # The module's own limit is one for the whole process, low enough (131,072) to refuse a set of documents; it is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_FIELD_CHARACTERS))
     with open_regular(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as text:
         if raw.seek(0, io.SEEK_END) > max_bytes:
@@ -45,6 +45,13 @@ def iter_table(path: Path, *, max_bytes: int = MAX_FILE_BYTES, max_rows: int = M
                 if len(row) != len(head):
                     raise EvaluationError(
                         f"a row of {len(row)} fields under a head of {len(head)}.", file=path, line=reader.line_num, fix="correct the row."
+                    )
+                if any(len(field) > MAX_FIELD_CHARACTERS for field in row):
+                    raise EvaluationError(
+                        f"a field of more than {MAX_FIELD_CHARACTERS:,} characters.",
+                        file=path,
+                        line=reader.line_num,
+                        fix="correct the row.",
                     )
                 yield reader.line_num, dict(zip(head, row, strict=True))
         except csv.Error as error:

@@ -47,6 +47,17 @@ class LongContextTask:
     questions: Mapping[str, LcrQuestion] = field(repr=False)
     groups_samples: bool = True
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """For people: where the data came from, what was done to them, how they were checked, and how much context they need."""
+        check = self.token_check
+        mended = sum(question.is_mended for question in self.questions.values())
+        agree = "agree to the token with" if check.is_exact else "fit"
+        return (
+            f"data: {self.origin}" + (f"; {mended} garbled question texts mended" if mended else ""),
+            f"{check.prompts} prompts {agree} the published counts ({check.tokenizer}); the longest has {check.longest:,} tokens",
+        )
+
     def messages(self, problem: TaskProblem) -> list[Message]:
         """One user message: the documents, then the question."""
         question = self.questions[problem.problem_id]

@@ -5,9 +5,11 @@ Two checks, by what is at hand:
 - **exact**: cl100k_base, the tokenizer of the published counts, must give every count to the token. Its vocabulary is no part of tiktoken
   (which downloads it); it is used where tiktoken has cached it, or where an installed package carries the same file (``llama-index-core``
   does), and only if its SHA-256 is the one that tiktoken demands. Nothing is ever downloaded here.
-- **ratio**: otherwise the tekken vocabulary that mistral-common ships counts them, and tokens per published token must lie within
-  ``RATIO``. Over the 100 prompts it is 1.032 to 1.285 (measured), so this finds a missing, foreign or doubled document of a small set, and
-  not a changed sentence; a document that lost its last page goes unnoticed in a set of twenty-four.
+- **tekken**: otherwise the vocabulary that mistral-common ships counts the documents of each set, which must agree within ``TOLERANCE``
+  with what was counted on texts that had passed the exact check (``published``). A missing, foreign, cut or doubled document is found, as
+  the shortest of a set has more tokens than the tolerance; a changed word is not.
+
+Neither can see that two documents have changed places; their order is that of the table's file names, or of the package's numbers.
 
 A prompt is counted in two pieces, documents and question. cl100k_base's pattern always splits between them (letters before, line feeds
 after), so the sum is the count of the whole; this was confirmed over all 100 prompts.
@@ -29,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ms4_evals.tasks.lcr.prompt import head, tail
-from ms4_evals.tasks.lcr.published import GARBLED_EXTRA_TOKENS
+from ms4_evals.tasks.lcr.published import GARBLED_EXTRA_TOKENS, SET_OF_QUESTION
 from ms4_evals.tasks.lcr.questions import LcrQuestion
 from ms4_evals.token_counts import TOKENIZER_NAME, count_tokens
 from ms4_train.errors import EvaluationError, UntrustedInputError
@@ -46,8 +48,8 @@ _CL100K_PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+
 _CARRIERS = (("llama-index-core", f"llama_index/core/_static/tiktoken_cache/{_CL100K_CACHED}"),)
 _MAX_VOCABULARY_BYTES = 16 << 20
 
-RATIO = (1.02, 1.30)
-"""Tokens of the tekken vocabulary per published token, between which every prompt must lie."""
+TOLERANCE = 0.0005
+"""Share by which a count of the tekken vocabulary may be off."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,14 @@ def check_tokens(questions: Iterable[LcrQuestion], *, vocabulary: Path | None = 
     for question in questions:
         if id(question.documents) not in heads:
             heads[id(question.documents)] = count(head(question.documents))
-        tokens = heads[id(question.documents)] + count(tail(question.question))
-        _compare(question, tokens, is_exact=vocabulary is not None)
-        longest, prompts = max(longest, tokens), prompts + 1
+        documents, asking = heads[id(question.documents)], count(tail(question.question))
+        if vocabulary:
+            expected = question.input_tokens - GARBLED_EXTRA_TOKENS.get(question.number, 0)
+            _compare(question, documents + asking, expected, "cl100k_base", 0)
+        else:
+            expected = SET_OF_QUESTION[question.number].tekken_tokens
+            _compare(question, documents, expected, TOKENIZER_NAME, int(expected * TOLERANCE))
+        longest, prompts = max(longest, documents + asking), prompts + 1
     return TokenCheck("cl100k_base" if vocabulary else TOKENIZER_NAME, vocabulary is not None, prompts, longest)
 
 
@@ -130,14 +137,11 @@ def _is_cl100k(path: Path) -> bool:
         return False
 
 
-def _compare(question: LcrQuestion, tokens: int, *, is_exact: bool) -> None:
-    expected = question.input_tokens - GARBLED_EXTRA_TOKENS.get(question.number, 0)
-    least, most = (expected, expected) if is_exact else (int(expected * RATIO[0]), int(expected * RATIO[1]))
-    if not least <= tokens <= most:
-        wanted = f"{expected:,}" if is_exact else f"{least:,} to {most:,}"
+def _compare(question: LcrQuestion, tokens: int, expected: int, tokenizer: str, slack: int) -> None:
+    if abs(tokens - expected) > slack:
+        what = f"documents of question {question.number} have" if slack else f"prompt of question {question.number} has"
         raise EvaluationError(
-            f"the prompt of question {question.number} has {tokens:,} tokens ({'cl100k_base' if is_exact else TOKENIZER_NAME}); "
-            f"the published documents give {wanted}.",
+            f"the {what} {tokens:,} tokens ({tokenizer}); the published documents give {expected:,}.",
             key=f"{question.category}/{question.document_set}",
             fix="use the published documents, unchanged and in the order of data_source_filenames.",
         )

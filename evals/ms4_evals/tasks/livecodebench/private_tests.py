@@ -25,6 +25,7 @@ MAX_TEXT_BYTES = 1 << 30
 MAX_TESTS = 10_000
 MAX_OPCODES = 8
 
+_PACKED_PIECE_BYTES = 1 << 20
 _PIECE_BYTES = 16 << 20
 
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
@@ -99,16 +100,21 @@ def _unpack(stored: str) -> bytearray:
         raise TestsUnreadable("they are neither a JSON list nor base64.") from None
     machine, data = zlib.decompressobj(), bytearray()
     try:
-        # In pieces: at once, zlib would hold its result twice.
-        while packed and not machine.eof:
-            data += machine.decompress(packed, _PIECE_BYTES)
-            packed = machine.unconsumed_tail
-            if len(data) > MAX_TEXT_BYTES:
-                raise TestsUnreadable(f"they unpack to more than {MAX_TEXT_BYTES:,} bytes.")
+        # In pieces on both sides: at once, zlib would hold input and result twice.
+        for start in range(0, len(packed), _PACKED_PIECE_BYTES):
+            piece, grown = packed[start : start + _PACKED_PIECE_BYTES], _PIECE_BYTES
+            while piece or grown == _PIECE_BYTES:
+                before = len(data)
+                data += machine.decompress(piece, _PIECE_BYTES)
+                piece, grown = machine.unconsumed_tail, len(data) - before
+                if len(data) > MAX_TEXT_BYTES:
+                    raise TestsUnreadable(f"they unpack to more than {MAX_TEXT_BYTES:,} bytes.")
+            if machine.unused_data or (machine.eof and start + _PACKED_PIECE_BYTES < len(packed)):
+                raise TestsUnreadable("the compressed data goes on after its end.")
     except zlib.error:
         raise TestsUnreadable("what base64 gives is not zlib's format, or it is damaged.") from None
-    if not machine.eof or machine.unused_data:
-        raise TestsUnreadable("the compressed data ends too early, or goes on after its end.")
+    if not machine.eof:
+        raise TestsUnreadable("the compressed data ends too early.")
     return data
 
 

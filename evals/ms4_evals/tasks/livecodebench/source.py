@@ -22,7 +22,7 @@ from ms4_train.untrusted.files import open_regular
 DEFAULT_CACHE_BYTES = 256 << 20
 
 
-def tests_digest(row: Row) -> str:
+def digest_of_tests(row: Row) -> str:
     """Identity of a problem's tests, from their stored form: equal digests mean equal tests, and nothing is decoded for it."""
     return content_hash(["livecodebench-tests", row.function, row.public_tests, row.private_tests.sha256])
 
@@ -109,6 +109,8 @@ def _read_string(span: Span) -> str:
             raw = handle.read(span.length)
     except OSError as error:
         raise TestsUnreadable(f"the file cannot be read ({error.strerror}).") from None
+    except MS4Error as error:
+        raise TestsUnreadable(f"the file: {error.message}") from None
     if hashlib.sha256(raw).hexdigest() != span.sha256:
         raise EvaluationError(
             "the file has changed since the evaluation began.", file=span.file, line=span.line, fix="start the evaluation again."

@@ -15,9 +15,9 @@ from ms4_evals.tasks.base import Message, Task, TaskProblem
 from ms4_evals.tasks.livecodebench.errata import erratum_of
 from ms4_evals.tasks.livecodebench.files import load_rows
 from ms4_evals.tasks.livecodebench.prompts import Style, build_messages
-from ms4_evals.tasks.livecodebench.releases import Window, release_size, window_of
+from ms4_evals.tasks.livecodebench.releases import HUB_DATASET, HUB_REVISION, Window, release_size, window_of
 from ms4_evals.tasks.livecodebench.rows import Row
-from ms4_evals.tasks.livecodebench.source import StoredTests, tests_digest
+from ms4_evals.tasks.livecodebench.source import StoredTests, digest_of_tests
 from ms4_train.config.eval_tasks import LiveCodeBenchTask
 from ms4_train.errors import EvaluationError
 
@@ -40,6 +40,7 @@ class CodeTask:
     style: Style
     questions: Mapping[str, tuple[str, str]]
     groups_samples: bool = True
+    notes: tuple[str, ...] = ()
 
     def messages(self, problem: TaskProblem) -> list[Message]:
         """The benchmark's prompt for the problem."""
@@ -80,6 +81,7 @@ def livecodebench_task(section: LiveCodeBenchTask, grader_factory: Callable[[Tes
         grader=grader_factory(StoredTests(kept)),
         style=section.prompt,
         questions={problem.problem_id: (row.statement, row.starter_code) for problem, row in zip(problems, kept, strict=True)},
+        notes=_notes(path, problems),
     )
 
 
@@ -95,7 +97,17 @@ def _problem(prefix: str, row: Row) -> TaskProblem:
     facts: dict[str, str | int] = {"difficulty": row.difficulty, "platform": row.platform, "month": f"{row.day:%Y-%m}"}
     if (erratum := erratum_of(row.question_id, row.title)) is not None:
         facts["errata"] = erratum
-    return TaskProblem(f"{prefix}/{row.question_id}", f"{row.title}\n\n{row.statement}", tests_digest(row), facts)
+    return TaskProblem(f"{prefix}/{row.question_id}", f"{row.title}\n\n{row.statement}", digest_of_tests(row), facts)
+
+
+def _notes(path: Path | None, problems: tuple[TaskProblem, ...]) -> tuple[str, ...]:
+    if path is None:
+        data = f"data: {HUB_DATASET} on the hub at {HUB_REVISION[:12]}, the SHA-256 of every file checked"
+    else:
+        data = f"data: {path}, not compared with the published files"
+    flagged = sum("errata" in problem.facts for problem in problems)
+    errata = f"{flagged} of {len(problems)} problems are known to be graded wrongly (errata); reports give scores without them too"
+    return (data, errata) if flagged else (data,)
 
 
 def _filters(section: LiveCodeBenchTask) -> list[str]:

@@ -4,9 +4,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ms4_evals.graders.integer import Grade, IntegerGrader, read_integer
+from ms4_evals.graders.base import MATH_VERIFY, Grade
+from ms4_evals.graders.integer import IntegerGrader, read_integer
+from ms4_evals.tasks.base import TaskProblem
 
 GRADER = IntegerGrader()
+
+
+def graded(answer, gold, *, is_truncated=False):
+    return GRADER.grade(TaskProblem("p/1", "?", gold), answer, is_truncated=is_truncated)
+
 
 # (final answer, gold, verdict). The first block is the forms named by the literature on AIME graders.
 FORMS = [
@@ -47,6 +54,18 @@ FORMS = [
     (r"\boxed{\$70}", "70", "correct"),
     (r"\boxed{\displaystyle 70}", "70", "correct"),
     (r"\boxed{000}", "0", "correct"),
+    # What readers take for a number without a second thought.
+    ("\\boxed{\N{FULLWIDTH DIGIT SEVEN}\N{FULLWIDTH DIGIT ZERO}}", "70", "correct"),
+    (r"\boxed{70_{10}}", "70", "correct"),
+    (r"\boxed{70=m+n}", "70", "correct"),
+    (r"\boxed{70 cm}", "70", "correct"),
+    (r"\boxed{70\text{ cm}^2}", "70", "correct"),
+    (r"\boxed{70 \text{ mod } 1000}", "70", "correct"),
+    (r"\boxed{\textcolor{blue}{\underline{70}}}", "70", "correct"),
+    (r"\boxed{**70**}", "70", "correct"),
+    (r"\boxed 70", "70", "correct"),
+    ("boxed{70}", "70", "correct"),
+    (r"\boxed{70}, in \boxed{} as asked", "70", "correct"),
     ("\\boxed{\N{MINUS SIGN}70}", "70", "wrong"),
     # Several values commit to none of them, even when one of them is right.
     (r"\boxed{x=35, y=70}", "70", "wrong"),
@@ -65,11 +84,22 @@ FORMS = [
     (r"\boxed{70\%}", "70", "wrong"),
     (r"\boxed{7^2}", "72", "wrong"),
     ("\\boxed{7\N{SUPERSCRIPT TWO}}", "72", "wrong"),
-    ("\\boxed{\N{FULLWIDTH DIGIT SEVEN}\N{FULLWIDTH DIGIT ZERO}}", "70", "wrong"),
     (r"\boxed{\sqrt{4900}}", "70", "wrong"),
     (r"\boxed{\text{none}}", "70", "wrong"),
     (r"\boxed{70x}", "70", "wrong"),
-    (r"\boxed{7_{10}}", "7", "wrong"),
+    (r"\boxed{7_{8}}", "7", "wrong"),
+    (r"\boxed{7_10}", "7", "wrong"),
+    (r"\boxed{7_{10}}", "710", "wrong"),
+    (r"\boxed{70 xy}", "70", "wrong"),
+    (r"\boxed{70cm}", "70", "wrong"),
+    (r"\boxed{7**2}", "72", "wrong"),
+    (r"\boxed{70\text{ hundred}}", "70", "wrong"),
+    (r"\boxed{\text{at least }70}", "70", "wrong"),
+    (r"\boxed{\text{not }70}", "70", "wrong"),
+    (r"\boxed{a = 35 \\ b = 70}", "70", "wrong"),
+    (r"\boxed{a = 35 b = 70}", "70", "wrong"),
+    (r"\boxed{35 = 70}", "70", "wrong"),
+    (r"\boxed{70\text{ }^2}", "70", "wrong"),
     # No box, no answer: nothing is fished out of prose.
     ("The answer is 70.", "70", "no-answer"),
     (r"\boxed{}", "70", "no-answer"),
@@ -81,25 +111,30 @@ FORMS = [
 
 @pytest.mark.parametrize(("answer", "gold", "verdict"), FORMS)
 def test_answer_forms(answer, gold, verdict):
-    assert GRADER.grade(answer, gold, is_truncated=False).verdict == verdict
+    assert graded(answer, gold).verdict == verdict
 
 
 def test_the_thinking_is_never_graded():
     """A grader gets the final answer alone: with the box only in the thinking there is none to find."""
     thinking, answer = r"I find \boxed{70}.", "The answer follows."
-    assert GRADER.grade(answer, "70", is_truncated=False) == Grade("no-answer", None)
-    assert GRADER.grade(thinking + answer, "70", is_truncated=False).verdict == "correct", "the box itself is readable"
+    assert graded(answer, "70") == Grade("no-answer", None)
+    assert graded(thinking + answer, "70").verdict == "correct", "the box itself is readable"
+
+
+def test_what_the_runner_asks_of_a_grader():
+    assert (GRADER.second_grader, GRADER.is_instant) == (MATH_VERIFY, True)
+    assert GRADER.grader_id == "integer-box/1.1", "a change of any verdict changes the version"
 
 
 def test_truncated_samples():
-    assert GRADER.grade("", "70", is_truncated=True) == Grade("truncated", None)
-    assert GRADER.grade(r"Let me box it: \boxed{7", "70", is_truncated=True).verdict == "truncated"
-    assert GRADER.grade(r"\boxed{70} Let me also explain that", "70", is_truncated=True).verdict == "correct"
+    assert graded("", "70", is_truncated=True) == Grade("truncated", None)
+    assert graded(r"Let me box it: \boxed{7", "70", is_truncated=True).verdict == "truncated"
+    assert graded(r"\boxed{70} Let me also explain that", "70", is_truncated=True).verdict == "correct"
 
 
 def test_what_was_read_is_reported():
-    assert GRADER.grade(r"\boxed{m+n=070}", "7", is_truncated=False) == Grade("wrong", "70")
-    assert GRADER.grade(r"\boxed{x=35, y=70}", "70", is_truncated=False).extracted == "x=35, y=70"
+    assert graded(r"\boxed{m+n=070}", "7") == Grade("wrong", "70")
+    assert graded(r"\boxed{x=35, y=70}", "70").extracted == "x=35, y=70"
 
 
 @pytest.mark.parametrize("inner", ["9" * 5000, "9" * 41, "{" * 300, "\\text{" * 60 + "7" + "}" * 60, "(" * 200 + "7" + ")" * 200])

@@ -1,13 +1,13 @@
 """Boards: what stands side by side, and what never does."""
 
 import dataclasses
-import itertools
+import sqlite3
 
 import pytest
 from support.eval_client import RuleClient, arithmetic_tasks, both_modes
 
 from ms4_evals.graders.integer import IntegerGrader
-from ms4_evals.leaderboard.collect import board_values, collect_boards, pick_examples
+from ms4_evals.leaderboard.collect import ERRORS_LEFT_OUT, NO_SANDBOX, PARTIAL, board_values, collect_boards, marks_of
 from ms4_train.config.evaluation import ModesSection
 from ms4_train.errors import EvaluationError
 
@@ -73,7 +73,7 @@ def test_another_number_of_samples_is_the_same_column(tmp_path, evaluate_into):
 
 def test_rows_stand_by_their_best_score(boards):
     for board in boards:
-        best = [max(cell.summary.score.value for cell in row.cells.values()) for row in board.rows]
+        best = [max(cell.headline.value if cell.headline else -1.0 for cell in row.cells.values()) for row in board.rows]
         assert best == sorted(best, reverse=True)
 
 
@@ -102,14 +102,57 @@ def test_values_are_json_and_hold_every_identity(boards):
         assert all(set(row["cells"]) <= columns for row in values["rows"])
 
 
-def test_examples_show_each_verdict_once_and_a_dispute(boards):
-    cells = [cell for board in boards for row in board.rows for cell in row.cells.values()]
-    for cell in cells:
-        verdicts = [sample.verdict for sample in cell.examples]
-        assert len(set(verdicts)) == len(verdicts)
-    samples = list(itertools.chain.from_iterable(cell.examples for cell in cells))
-    disputed = dataclasses.replace(samples[0], sample_id=999, opinion="wrong" if samples[0].verdict == "correct" else "correct")
-    assert disputed in pick_examples([samples[0], disputed])
+def test_one_model_in_two_stores_is_one_row(tmp_path, evaluate_into):
+    letters = arithmetic_tasks(problems=4, samples=1, kind="letters")
+    first = evaluate_into(tmp_path / "a.sqlite", "one")
+    evaluate_into(tmp_path / "b.sqlite", "one", tasks=letters)
+    digits, words = collect_boards([tmp_path / "a.sqlite", tmp_path / "b.sqlite"])
+    assert {(row.label, row.key) for board in (digits, words) for row in board.rows} == {("one", first.run_id[:12])}
+
+
+def test_the_same_run_twice_on_one_board_is_two_rows_with_keys_of_their_own(tmp_path, evaluate_into):
+    for name in ("a.sqlite", "b.sqlite"):
+        run = evaluate_into(tmp_path / name, "one")
+    (board,) = collect_boards([tmp_path / "a.sqlite", tmp_path / "b.sqlite"])
+    assert {row.key for row in board.rows} == {run.run_id[:12], f"{run.run_id[:12]}-2"}
+
+
+def test_errors_withhold_the_score_until_they_are_allowed(tmp_path, evaluate_into):
+    def fail(request):
+        return request.mode == "high" and request.problem_id.endswith("1")
+
+    evaluate_into(tmp_path / "r.sqlite", "one", client=RuleClient(TASKS, name="one", fail=fail))
+    for allow_errors in (False, True):
+        (board,) = collect_boards([tmp_path / "r.sqlite"], allow_errors=allow_errors)
+        none, high = (board.rows[0].cells[column.column_id] for column in board.columns)
+        assert none.headline is not None
+        assert none.marks == ()
+        assert (high.headline is not None) == allow_errors
+        assert high.marks == ((ERRORS_LEFT_OUT,) if allow_errors else ())
+        assert high.summary.errors == 2
+        assert (board.rows[0].difference is not None) == allow_errors
+        assert (high.values["score"] is not None) == allow_errors
+
+
+def test_marks(boards):
+    cell = next(iter(boards[0].rows[0].cells.values()))
+    evaluation = dataclasses.replace(cell.summary.evaluation, grader_id="livecodebench-strict/1.0 no-sandbox")
+    summary = dataclasses.replace(cell.summary, evaluation=evaluation, missing=3, verdicts={**cell.summary.verdicts, "error": 1})
+    assert marks_of(cell.summary, has_score=True) == ()
+    assert marks_of(summary, has_score=True) == (NO_SANDBOX, ERRORS_LEFT_OUT, PARTIAL)
+    assert marks_of(summary, has_score=False) == (NO_SANDBOX, PARTIAL)
+    assert marks_of(dataclasses.replace(cell.summary, ungraded=1), has_score=False) == (PARTIAL,)
+
+
+def test_a_record_that_was_edited_is_not_published(tmp_path, evaluate_into):
+    path = tmp_path / "r.sqlite"
+    evaluate_into(path, "one")
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE grades SET verdict = 'correct' WHERE verdict = 'wrong'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(EvaluationError, match="changed after it was written"):
+        collect_boards([path])
 
 
 def test_nothing_to_show_is_an_error(tmp_path):

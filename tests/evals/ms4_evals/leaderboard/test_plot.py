@@ -1,5 +1,6 @@
 """The plot: a real image with a point per finished evaluation, read back from matplotlib's own objects."""
 
+import dataclasses
 import io
 import struct
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from ms4_evals.leaderboard import plot
 from ms4_evals.leaderboard.plot import make_styles, plot_png
+from ms4_evals.statistics.scores import Score, wilson_interval
 
 
 def axes_of(board, styles):
@@ -70,11 +72,16 @@ def test_thirty_five_runs_look_different():
 
 @pytest.mark.parametrize("label", ["$x$", "_hidden", "a" * 500, "\N{SNOWMAN}", "$unbalanced", ""])
 def test_any_label_can_be_drawn(boards, label):
-    import dataclasses
-
     board = boards[0]
     rows = (dataclasses.replace(board.rows[0], label=label),)
     assert plot_png([dataclasses.replace(board, rows=rows)], dpi=40)
+
+
+def test_a_bound_that_rounding_put_on_the_wrong_side_is_drawn(boards):
+    low, high = wilson_interval(0.0, 13.0, 0.95)
+    row = boards[0].rows[0]
+    cells = {key: dataclasses.replace(cell, headline=Score(0.0, 0.0, None, max(low, 1e-15), high)) for key, cell in row.cells.items()}
+    assert plot_png([dataclasses.replace(boards[0], rows=(dataclasses.replace(row, cells=cells),))], dpi=40)
 
 
 @pytest.mark.parametrize(("lengths", "scale"), [([10.0, 60.0], "log"), ([10.0, 40.0], "linear"), ([0.0, 60.0], "linear"), ([], "linear")])

@@ -1,5 +1,6 @@
 """The table on a terminal: the numbers of the boards, within 100 characters, and nobody's markup."""
 
+import dataclasses
 import io
 
 from rich.console import Console
@@ -23,7 +24,7 @@ def test_scores_lengths_and_identities_are_shown(boards):
     for row in digits.rows:
         assert difference_text(row) in text
         for cell in row.cells.values():
-            assert score_text(cell.summary) in text
+            assert score_text(cell) in text
 
 
 def test_an_unfinished_cell_shows_no_score(boards):
@@ -46,3 +47,11 @@ def test_it_fits_a_hundred_characters_without_cutting_a_number(boards):
 
 def test_lengths():
     assert [length_text(value) for value in (None, 0.04, 99.94, 100.0, 12345.6)] == ["-", "0.0", "99.9", "100", "12,346"]
+
+
+def test_a_cell_says_what_it_is_marked_with(boards):
+    board = boards[0]
+    row = board.rows[0]
+    cells = {key: dataclasses.replace(cell, marks=("no sandbox", "errors left out")) for key, cell in row.cells.items()}
+    text = printed(dataclasses.replace(board, rows=(dataclasses.replace(row, cells=cells),)))
+    assert text.count("no sandbox") == text.count("errors left out") == len(cells)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from ms4_evals.statistics.scores import bootstrap_means, paired_difference, score, standard_error, wilson_interval
+from ms4_evals.statistics.scores import bootstrap_means, paired_difference, paired_ratios, score, standard_error, wilson_interval
 
 EXACT = 1e-12
 
@@ -130,3 +130,10 @@ def test_intervals_cover_what_they_claim():
         unclustered_misses += not low <= 0.5 <= high
     assert 5 <= misses <= 38
     assert unclustered_misses > 50
+
+
+def test_a_ratio_whose_resamples_may_have_nothing_to_divide_by_has_no_interval():
+    """Two problems, one of them of length 0: every fourth resample draws it twice."""
+    first, second = np.array([[4.0], [6.0]]), np.array([[0.0], [5.0]])
+    (ratio,) = paired_ratios(first, second, confidence=0.95, resamples=100, seed=0)
+    assert (ratio.value, ratio.low, ratio.high) == (2.0, None, None)

@@ -54,8 +54,8 @@ def test_every_real_answer_is_graded_right_in_every_form(data_folder, form):
     for task in aime_tasks(section(data_folder / "aime", years=[2024, 2025])):
         for problem in task.problems:
             gold = int(problem.gold)
-            assert grader.grade(form % gold, problem.gold, is_truncated=False).verdict == "correct"
-            assert grader.grade(form % (gold + 1), problem.gold, is_truncated=False).verdict == "wrong"
+            assert grader.grade(problem, form % gold, is_truncated=False).verdict == "correct"
+            assert grader.grade(problem, form % (gold + 1), is_truncated=False).verdict == "wrong"
 
 
 def test_a_local_file_and_a_folder_give_the_same_task(tmp_path):
@@ -111,6 +111,39 @@ def test_missing_files_are_refused(tmp_path):
             aime_tasks(section(path))
     with pytest.raises(MS4Error, match="several years"):
         aime_tasks(section(write(tmp_path / "a.jsonl", rows()), years=[2024, 2025]))
+
+
+PUBLISHED = {
+    2024: {"id": 60, "problem": "", "solution": "s", "answer": "204", "url": "u", "year": "2024"},
+    2025: {"problem_idx": 1, "problem": "", "answer": 70, "problem_type": ["Algebra"]},
+    2026: {"problem_idx": 1, "answer": 277, "problem": ""},
+}
+"""A row of each data set on the hub, with the columns and types that its card declares (all have one split, ``train``, of 30 rows)."""
+
+
+@pytest.mark.parametrize("year", PUBLISHED)
+def test_every_year_is_read_from_the_hub_as_its_data_set_is_published(year, monkeypatch):
+    import datasets
+
+    asked = []
+    rows = [{**PUBLISHED[year], "problem": f"Problem {number}?"} for number in range(1, 31)]
+    for number, row in enumerate(rows, start=1):
+        row["answer"] = type(row["answer"])(number)
+        if "problem_idx" in row:
+            row["problem_idx"] = number
+    shuffled = rows if year == 2024 else rows[::-1]
+
+    def load_dataset(name, **options):
+        asked.append((name, options))
+        return datasets.Dataset.from_list(shuffled)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    (task,) = aime_tasks(AimeTask(task="aime", years=[year]))
+    assert asked == [(aime.HUB_DATASETS[year], {"split": "train"})]
+    assert (task.name, task.title) == (f"aime_{year}", f"AIME {year}")
+    assert [(problem.problem_id, problem.question, problem.gold) for problem in task.problems] == [
+        (f"aime_{year}/{number:02d}", f"Problem {number}?", str(number)) for number in range(1, 31)
+    ]
 
 
 def test_the_hub_out_of_reach_is_one_clear_error(tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ class FormsClient(RuleClient):
         thinking, answer, verdict, _ = FORMS[form_of(request.problem_id)]
         gold = self._golds[request.problem_id]
         reason = "length" if verdict == "truncated" else "stop"
-        return SampleAnswer("h", thinking.replace("%s", gold), answer.replace("%s", gold), reason == "length", 5, 5, reason, 0.0)
+        return SampleAnswer("h", thinking.replace("%s", gold), answer.replace("%s", gold), reason == "length", reason, 0.0)
 
 
 def form_of(problem_id):

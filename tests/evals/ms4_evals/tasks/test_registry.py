@@ -16,7 +16,7 @@ def test_arithmetic_tasks_ask_heldout_problems_as_training_asked_them(kind):
     assert [problem.gold for problem in task.problems] == [str(problem.answer) for problem in heldout]
     assert task.messages(task.problems[0]) == [{"role": "user", "content": heldout[0].question}]
     assert task.samples == 2
-    assert task.grader.grade(f"\\boxed{{{heldout[0].answer}}}", task.problems[0].gold, is_truncated=False).verdict == "correct"
+    assert task.grader.grade(task.problems[0], f"\\boxed{{{heldout[0].answer}}}", is_truncated=False).verdict == "correct"
 
 
 def test_the_same_task_twice_is_refused():
