@@ -126,10 +126,10 @@ def inspect(work: dict[str, Any]) -> Answers:
             max_retries=work["attempts"],
             attempt_timeout=int(work["timeout"]) or 1,
         )
-    found: Answers = dict.fromkeys(work["questions"])
-    for sample in log.samples or []:
-        if not sample.error and sample.output.choices:
-            found[work["questions"][int(sample.id)]] = sample.output.completion
+        found: Answers = dict.fromkeys(work["questions"])
+        for sample in log.samples or []:
+            if not sample.error and sample.output.choices:
+                found[work["questions"][int(sample.id)]] = sample.output.completion
     return found
 
 

@@ -33,6 +33,7 @@ class Attack:
     Attributes:
         status: how it ends in the sandbox; ``code`` is then its exit code, or the signal.
         succeeds: outside, whether it did what it wanted.
+        hurts_only_itself: inside it may do the same.
         parent: outside it runs below a process of its own, which it may harm.
         machine: the only kind of processor whose numbers of system calls it knows.
     """
@@ -43,6 +44,7 @@ class Attack:
     code: int | None = 0
     succeeds: Callable[[Targets, Result], bool] = lambda targets, result: b"DONE" in result.stdout
     limits: Limits = LIMITS
+    hurts_only_itself: bool = False
     parent: bool = False
     machine: str | None = None
 
@@ -74,11 +76,11 @@ def called(targets: Targets, result: Result) -> bool:
 
 def printed_more_than(bound: float) -> Callable[[Targets, Result], bool]:
     """The number that the program prints last: how far a bomb came. ``bound`` is what the sandbox allows."""
-    return lambda targets, result: float(result.stdout.split()[-1]) > bound
+    return lambda targets, result: bool(result.stdout.split()) and float(result.stdout.split()[-1]) > bound
 
 
 def lasted(targets: Targets, result: Result) -> bool:
-    return result.seconds > 1.0
+    return result.answered and result.seconds > 1.0
 
 
 FILES = (
@@ -110,7 +112,7 @@ os.system('echo x > ' + facts['canary'])
     Attack(
         "link-for-the-host",
         "os.symlink(facts['canary'], 'result')\nprint('a host that reads result.txt from the working folder reads what it points at')",
-        succeeds=lambda targets, result: (targets.work / "result").read_text() == targets.secret,
+        succeeds=lambda targets, result: (targets.work / "result").is_file() and (targets.work / "result").read_text() == targets.secret,
     ),
     Attack(
         "race-in-tmp",

@@ -150,7 +150,7 @@ for number in numbers:
 """,
         "memory",
         None,
-        succeeds=lambda targets, result: float(result.stdout.split()[-1]) > 64,
+        succeeds=printed_more_than(64),
     ),
     Attack(
         "memory-shared-with-children",
@@ -168,12 +168,13 @@ print(room.tell() >> 20)
         succeeds=printed_more_than(64),
     ),
     Attack(
+        # Each is small enough for the limit on files.
         "memory-files",
         """
-end = os.memfd_create('x')
-for _ in range(min(facts['megabytes'], 8)):
-    os.write(end, bytes(1 << 20))
-print(os.fstat(end).st_size >> 20)
+total = 0
+for _ in range(min(facts['megabytes'] // 10, 20)):
+    total += os.write(os.memfd_create('x'), bytes(2 << 20)) >> 20
+print(total)
 """,
         code=1,
         succeeds=printed_more_than(4),
@@ -273,25 +274,24 @@ print(total)
 import time
 for _ in range(2):
     os.fork()
+print(os.getpid(), flush=True)
 end = time.monotonic() + (facts['count'] > 100) * 60 + 0.2
 while time.monotonic() < end:
     pass
-print('DONE')
+print('over')
 """,
         "cpu-time",
         None,
         limits=SPINNING,
         # Four processes ran, each of them for less than one process may.
-        succeeds=lambda targets, result: len(result.stdout.split()) == 4,
+        succeeds=lambda targets, result: result.stdout.split().count(b"over") == 4,
     ),
     Attack(
         "crash-of-the-interpreter",
-        """
-import ctypes
-print('DONE', flush=True)
-ctypes.string_at(0)
-""",
+        "import ctypes\nctypes.string_at(0)",
         "signalled",
         11,
+        succeeds=lambda targets, result: result.returncode == -11,
+        hurts_only_itself=True,
     ),
 )

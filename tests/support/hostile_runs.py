@@ -46,7 +46,12 @@ def attempt(sandbox: Sandbox, program: Attack | Cheat) -> Attempt:
         begun = time.monotonic()
         outcome = sandbox.run(files, ("-I", "-S", "main.py", targets.marker), stdin=STDIN, limits=limits)
         seconds = time.monotonic() - begun
-        return Attempt(outcome, targets.effects(Result(outcome.stdout, outcome.exit_code, seconds)), seconds)
+        code = -outcome.signal if outcome.signal is not None else outcome.exit_code
+        result = Result(outcome.stdout, code, outcome.wall_seconds)
+        effects = targets.effects(result)
+        if isinstance(program, Attack) and not program.hurts_only_itself and program.succeeds(targets, result):
+            effects.append("it did what it wanted")
+        return Attempt(outcome, effects, seconds)
 
 
 def attempt_all(sandbox: Sandbox, workers: int = 4) -> tuple[dict[str, Attempt], int]:

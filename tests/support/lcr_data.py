@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 from support.lcr_names import NAMED
 
+from ms4_evals.tasks.lcr import task as task_module
 from ms4_evals.tasks.lcr.published import DOCUMENTS_FILE, INPUT_TOKENS, QUESTIONS_FILE, SETS
 from ms4_evals.tasks.lcr.questions import LcrQuestion, package_questions
 from ms4_evals.tasks.lcr.sources import package_file
-from ms4_evals.tasks.lcr.tokens import find_cl100k
+from ms4_evals.tasks.lcr.tokens import TokenCheck, find_cl100k
 
 ANSWERS_1_1 = {21: "16%", 40: "June 2024", 76: "$16,400,000"}
 """Three of the sixteen answers that 1.1 corrected, as its sources have them."""
@@ -143,3 +144,8 @@ def _write_members(folder: Path, members: Mapping[str, str], *, compose: str, ar
             file.writestr(_RawNameInfo(unicodedata.normalize(compose, name)), data)
         file.writestr("__MACOSX/lcr/Legal/legal_eu_ai/._The-AI-Act.txt", b"\x00\x05")
         file.writestr("lcr/Legal/legal_eu_ai/A document that no question names.txt", b"unread")
+
+
+def accept_small_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let documents that are not the published ones pass the count of their tokens."""
+    monkeypatch.setattr(task_module, "check_tokens", lambda chosen: TokenCheck("none", is_exact=False, prompts=len(chosen), longest=0))

@@ -9,7 +9,7 @@ import functools
 from pathlib import Path
 
 _FOLDER = Path(__file__).with_name("site")
-SCRIPTS = ("core.js", "table.js", "chart.js", "overview.js", "task.js", "samples.js", "sample.js", "main.js")
+SCRIPTS = ("core.js", "table.js", "chart.js", "overview.js", "task.js", "breakdown.js", "samples.js", "sample.js", "main.js")
 STYLE = "style.css"
 
 _OPENING = """"use strict";

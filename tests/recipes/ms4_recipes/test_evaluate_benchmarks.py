@@ -16,7 +16,7 @@ import pytest
 from support.benchmarks import benchmark_run, code_file, serving, task_sections
 from support.examinee import BOXED, PROGRAM, train_examinee
 from support.judges import judging
-from support.lcr_data import require_package, small_questions, write_hub_copy
+from support.lcr_data import accept_small_documents, require_package, small_questions, write_hub_copy
 
 from ms4_evals.resources import Resources
 from ms4_evals.tasks.lcr.published import INPUT_TOKENS
@@ -92,7 +92,8 @@ def both_ways(folder: Path, model: Path, tasks: list, *, context: int, aime: int
         assert theirs[key][4] == prompt_tokens, key
 
 
-def test_a_few_of_each_through_the_engine_and_through_the_server(folder, model, data_folder, code):
+def test_a_few_of_each_through_the_engine_and_through_the_server(folder, model, data_folder, monkeypatch):
+    accept_small_documents(monkeypatch)
     lcr = {"path": str(write_hub_copy(folder / "lcr", small_questions())), "questions": [13]}
     tasks = task_sections(data_folder, code_file(folder / "few", data_folder, 4), aime=3, lcr=lcr)
     both_ways(folder, model, tasks, context=4096, aime=6, code=4, lcr_tokens=100)

@@ -112,7 +112,7 @@ class Replies:
     def lines(self) -> list[str]:
         """For people, in one line."""
         return [
-            f"{self.judged:,} answers judged, {self.asked_again:,} of them asked about again, {self.unparsable:,} replies that were no verdict,"
+            f"{self.judged:,} answers judged, {self.asked_again:,} of them asked again, {self.unparsable:,} replies without a verdict,"
             f" {len(self.addressing):,} answers that address the judge"
         ]
 

@@ -4,7 +4,8 @@ const CHART = { width: 460, height: 320, left: 46, right: 14, top: 14, bottom: 4
 
 /**
  * The chart of one board.
- * points: [{label, mode, color, score: [v, low, high], length: [mean, low, high], href, group}]; published: [{model, mode, score, characters}].
+ * points: [{label, mode, color, score: [v, low, high], length: [mean, low, high], href, group}].
+ * published: [{model, mode, score, characters}].
  * size: {part: "total", unit: "chars"}.
  */
 function scatter({ points, published, size, title, wide }) {
@@ -12,15 +13,30 @@ function scatter({ points, published, size, title, wide }) {
   const placed = published.filter(item => publishedLength(item, size) !== null);
   const box = { ...CHART, width: wide ? 820 : CHART.width, height: wide ? 420 : CHART.height, strip: strips.length ? CHART.strip : 0 };
   const plotRight = box.width - box.right - box.strip;
-  const x = lengthScale([...points.map(point => point.length[0]), ...placed.map(item => publishedLength(item, size))], box.left, plotRight);
+  const x = lengthScale(
+    [...points.map(point => point.length[0]), ...placed.map(item => publishedLength(item, size))],
+    box.left,
+    plotRight,
+  );
   const y = scoreScale([...points.flatMap(point => point.score), ...published.map(item => item.score / 100)], box);
   const labels = new Labels(box.left, plotRight, box.top, box.height - box.bottom);
   const front = paretoFront(points);
   const svg = s(
     "svg",
-    { class: "chart", viewBox: `0 0 ${box.width} ${box.height}`, role: "group", "aria-label": `${title}: score against mean length of the output` },
+    {
+      class: "chart",
+      viewBox: `0 0 ${box.width} ${box.height}`,
+      role: "group",
+      "aria-label": `${title}: score against mean length of the output`,
+    },
     axes(x, y, box, plotRight, size),
-    points.length ? null : s("text", { class: "empty", x: (box.left + plotRight) / 2, y: (box.top + box.height - box.bottom) / 2 }, "no finished evaluation"),
+    points.length
+      ? null
+      : s(
+          "text",
+          { class: "empty", x: (box.left + plotRight) / 2, y: (box.top + box.height - box.bottom) / 2 },
+          "no finished evaluation",
+        ),
     frontPath(front, x, y, plotRight),
     joins(points, x, y),
     points.map(point => whiskers(point, x, y)),
@@ -60,7 +76,8 @@ function paretoFront(points) {
 }
 
 function lengthScale(values, left, right) {
-  const most = Math.max(...values, 0), least = Math.min(...values);
+  const most = Math.max(...values, 0),
+    least = Math.min(...values);
   const isLog = values.length > 0 && least > 0 && most / least >= 8;
   const scale = isLog ? logScale(least / 1.5, most * 1.6, left, right) : linearScale(0, most > 0 ? most * 1.15 : 1, left, right);
   return scale;
@@ -89,7 +106,8 @@ function logScale(from, to, left, right) {
 }
 
 function scoreScale(shares, box) {
-  let low = Math.min(...shares, 1), high = Math.max(...shares, 0);
+  let low = Math.min(...shares, 1),
+    high = Math.max(...shares, 0);
   if (high < low) [low, high] = [0, 1];
   const step = high - low > 0.45 ? 0.2 : high - low > 0.18 ? 0.1 : 0.05;
   low = Math.max(0, Math.floor(low / step - 0.2) * step);
@@ -109,7 +127,12 @@ function niceStep(rough) {
 
 function axes(x, y, box, right, size) {
   const bottom = box.height - box.bottom;
-  const unit = size.unit === "chars" ? "thousands of characters" : size.unit === "usage" ? "thousands of the server's tokens" : "thousands of tokens";
+  const unit =
+    size.unit === "chars"
+      ? "thousands of characters"
+      : size.unit === "usage"
+        ? "thousands of the server's tokens"
+        : "thousands of tokens";
   const part = { total: "thinking and answer", thinking: "thinking", answer: "final answer" }[size.part];
   const digits = Math.max(0, ...x.ticks.map(tick => -Math.floor(Math.log10(tick / 1000 || 1))));
   return s(
@@ -121,12 +144,24 @@ function axes(x, y, box, right, size) {
     ]),
     x.ticks.map(tick => [
       s("line", { class: "grid", x1: x(tick), x2: x(tick), y1: box.top, y2: bottom }),
-      s("text", { class: "tick", x: x(tick), y: bottom + 15, "text-anchor": "middle" }, String(Number((tick / 1000).toFixed(Math.min(digits + 1, 4))))),
+      s(
+        "text",
+        { class: "tick", x: x(tick), y: bottom + 15, "text-anchor": "middle" },
+        String(Number((tick / 1000).toFixed(Math.min(digits + 1, 4)))),
+      ),
     ]),
     s("line", { class: "axis", x1: box.left, x2: right, y1: bottom, y2: bottom }),
     s("line", { class: "axis", x1: box.left, x2: box.left, y1: box.top, y2: bottom }),
-    s("text", { class: "axis-title", x: (box.left + right) / 2, y: bottom + 34, "text-anchor": "middle" }, `mean length of ${part}, ${unit}${x.isLog ? " (log)" : ""}`),
-    s("text", { class: "axis-title", transform: `translate(13 ${(box.top + bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, "score, %"),
+    s(
+      "text",
+      { class: "axis-title", x: (box.left + right) / 2, y: bottom + 34, "text-anchor": "middle" },
+      `mean length of ${part}, ${unit}${x.isLog ? " (log)" : ""}`,
+    ),
+    s(
+      "text",
+      { class: "axis-title", transform: `translate(13 ${(box.top + bottom) / 2}) rotate(-90)`, "text-anchor": "middle" },
+      "score, %",
+    ),
   );
 }
 
@@ -142,9 +177,11 @@ function frontPath(front, x, y, right) {
 function joins(points, x, y) {
   const groups = new Map();
   for (const point of points) groups.set(point.group, [...(groups.get(point.group) || []), point]);
-  return [...groups.values()].filter(pair => pair.length === 2).map(([a, b]) =>
-    s("line", { class: `join c${a.color}`, x1: x(a.length[0]), y1: y(a.score[0]), x2: x(b.length[0]), y2: y(b.score[0]) }),
-  );
+  return [...groups.values()]
+    .filter(pair => pair.length === 2)
+    .map(([a, b]) =>
+      s("line", { class: `join c${a.color}`, x1: x(a.length[0]), y1: y(a.score[0]), x2: x(b.length[0]), y2: y(b.score[0]) }),
+    );
 }
 
 function whiskers(point, x, y) {
@@ -162,22 +199,42 @@ function whiskers(point, x, y) {
 
 function pointMark(point, x, y, isFront, size) {
   const [value, low, high] = point.score;
-  const cx = x(point.length[0]), cy = y(value);
+  const cx = x(point.length[0]),
+    cy = y(value);
   const unit = size.unit === "chars" ? "characters" : "tokens";
-  const words = `${point.label}, ${point.mode}: score ${percent(value)} % [${percent(low)}, ${percent(high)}], ${count(Math.round(point.length[0]))} ${unit}${isFront ? ", on the Pareto front" : ""}`;
-  const mark = point.mode === "high" ? s("circle", { cx, cy, r: 5.5 }) : s("rect", { x: cx - 4.8, y: cy - 4.8, width: 9.6, height: 9.6, rx: 1.2 });
-  return s("a", { href: point.href, class: `point c${point.color}`, "aria-label": words }, s("title", null, words), s("circle", { class: "target", cx, cy, r: 12 }), mark);
+  const words =
+    `${point.label}, ${point.mode}: score ${percent(value)} % [${percent(low)}, ${percent(high)}], ` +
+    `${count(Math.round(point.length[0]))} ${unit}${isFront ? ", on the Pareto front" : ""}`;
+  const mark =
+    point.mode === "high" ? s("circle", { cx, cy, r: 5.5 }) : s("rect", { x: cx - 4.8, y: cy - 4.8, width: 9.6, height: 9.6, rx: 1.2 });
+  return s(
+    "a",
+    { href: point.href, class: `point c${point.color}`, "aria-label": words },
+    s("title", null, words),
+    s("circle", { class: "target", cx, cy, r: 12 }),
+    mark,
+  );
 }
 
 function publishedMark(item, cx, cy) {
   const words = `${item.model} (${item.mode}), published, not measured here: ${item.score} %. ${item.source}`;
-  return s("g", { class: "published-mark", role: "img", "aria-label": words }, s("title", null, words), s("path", { d: `M${cx} ${cy - 6} L${cx + 6} ${cy} L${cx} ${cy + 6} L${cx - 6} ${cy} Z` }));
+  return s(
+    "g",
+    { class: "published-mark", role: "img", "aria-label": words },
+    s("title", null, words),
+    s("path", { d: `M${cx} ${cy - 6} L${cx + 6} ${cy} L${cx} ${cy + 6} L${cx - 6} ${cy} Z` }),
+  );
 }
 
 /** Published points without a length stand in a strip of their own, outside the plot. */
 function publishedStrip(items, y, box, right) {
-  const left = right + 10, bottom = box.height - box.bottom;
-  const group = s("g", { class: "strip" }, s("rect", { class: "strip-back", x: left, y: box.top, width: box.strip - 6, height: bottom - box.top }));
+  const left = right + 10,
+    bottom = box.height - box.bottom;
+  const group = s(
+    "g",
+    { class: "strip" },
+    s("rect", { class: "strip-back", x: left, y: box.top, width: box.strip - 6, height: bottom - box.top }),
+  );
   group.append(
     s("text", { class: "axis-title", x: left + (box.strip - 6) / 2, y: bottom + 15, "text-anchor": "middle" }, "published,"),
     s("text", { class: "axis-title", x: left + (box.strip - 6) / 2, y: bottom + 27, "text-anchor": "middle" }, "no length"),
@@ -216,7 +273,8 @@ class Labels {
   }
 
   place(x, y, text, isImportant) {
-    const width = 5.6 * [...text].length, height = 11;
+    const width = 5.6 * [...text].length,
+      height = 11;
     const places = [
       { anchor: "start", x: x + 9, y: y + 3.5, left: x + 9 },
       { anchor: "end", x: x - 9, y: y + 3.5, left: x - 9 - width },
@@ -229,7 +287,11 @@ class Labels {
     ];
     for (const place of places) {
       const box = { x: place.left, y: place.y - 9, width, height };
-      const isInside = box.x >= this.limits.left && box.x + width <= this.limits.right + 4 && box.y >= this.limits.top - 8 && box.y + height <= this.limits.bottom + 2;
+      const isInside =
+        box.x >= this.limits.left &&
+        box.x + width <= this.limits.right + 4 &&
+        box.y >= this.limits.top - 8 &&
+        box.y + height <= this.limits.bottom + 2;
       if (isInside && !this.taken.some(other => overlaps(box, other))) {
         this.taken.push(box);
         return { ...place, text };

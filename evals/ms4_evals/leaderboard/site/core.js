@@ -49,8 +49,8 @@ function percent(share, digits = 1) {
 }
 
 /**
- * A number with so many decimals, halves to the even digit, as reports and the terminal have it: 31.25 is 31.2. Halves are odd multiples of a
- * power of two; of everything else toFixed gives the nearest, exactly.
+ * A number with so many decimals, halves to the even digit, as reports and the terminal have it: 31.25 is 31.2. Halves are odd multiples
+ * of a power of two; of everything else toFixed gives the nearest, exactly.
  */
 function fixed(value, digits) {
   const isHalf = Math.abs(value * 2 ** (digits + 1)) % 2 === 1;
@@ -149,7 +149,10 @@ function parseAddress(hash) {
       return text;
     }
   };
-  const pairs = (query || "").split("&").filter(Boolean).map(pair => pair.split("=", 2).map(part => decoded(part || "")));
+  const pairs = (query || "")
+    .split("&")
+    .filter(Boolean)
+    .map(pair => pair.split("=", 2).map(part => decoded(part || "")));
   return { path: path.split("/").filter(Boolean).map(decoded), query: new Map(pairs.map(([key, value]) => [key, value || ""])) };
 }
 

@@ -1,8 +1,14 @@
 // Where an address leads, the bar at the top, and the keys.
 
 const KEYS = [
-  ["j  \u2193", "next sample"], ["k  \u2191", "previous sample"], ["/", "search"], ["t", "theme: as the system, light, dark"],
-  ["o", "overview"], ["u", "up: from samples to their task, from a task to the overview"], ["?", "this list"], ["Esc", "close, leave the search field"],
+  ["j  \u2193", "next sample"],
+  ["k  \u2191", "previous sample"],
+  ["/", "search"],
+  ["t", "theme: as the system, light, dark"],
+  ["o", "overview"],
+  ["u", "up: from samples to their task, from a task to the overview"],
+  ["?", "this list"],
+  ["Esc", "close, leave the search field"],
 ];
 
 let view = null;
@@ -28,10 +34,15 @@ async function route() {
     } else if (path.length === 0) {
       showOverview(main, query);
     } else {
-      replace(main, h("h1", { tabindex: "-1" }, "Not here"), h("p", null, "This leaderboard has no such page. ", h("a", { href: "#/" }, "All tasks"), "."));
+      replace(
+        main,
+        h("h1", { tabindex: "-1" }, "Not here"),
+        h("p", null, "This leaderboard has no such page. ", h("a", { href: "#/" }, "All tasks"), "."),
+      );
     }
   } catch (error) {
-    if (mine === showing) replace(main, h("p", { class: "failure", role: "alert" }, error.message), h("p", null, h("a", { href: "#/" }, "All tasks")));
+    if (mine === showing)
+      replace(main, h("p", { class: "failure", role: "alert" }, error.message), h("p", null, h("a", { href: "#/" }, "All tasks")));
     if (!(error instanceof Error) || !/could not be read|holds nothing/.test(error.message)) throw error;
   }
 }
@@ -60,16 +71,29 @@ function themeButton() {
 function helpDialog() {
   const dialog = h(
     "dialog",
-    { "aria-labelledby": "keys-title", onclick: event => { if (event.target === dialog) dialog.close(); } },
+    {
+      "aria-labelledby": "keys-title",
+      onclick: event => {
+        if (event.target === dialog) dialog.close();
+      },
+    },
     h("h2", { id: "keys-title" }, "Keys"),
-    h("dl", { class: "keys" }, KEYS.map(([key, text]) => [h("dt", null, h("kbd", null, key)), h("dd", null, text)])),
+    h(
+      "dl",
+      { class: "keys" },
+      KEYS.map(([key, text]) => [h("dt", null, h("kbd", null, key)), h("dd", null, text)]),
+    ),
     h("button", { type: "button", class: "button", autofocus: true, onclick: () => dialog.close() }, "Close"),
   );
   return dialog;
 }
 
 function isTyping(target) {
-  return target instanceof HTMLTextAreaElement || target instanceof HTMLSelectElement || (target instanceof HTMLInputElement && target.type !== "radio" && target.type !== "checkbox");
+  return (
+    target instanceof HTMLTextAreaElement ||
+    target instanceof HTMLSelectElement ||
+    (target instanceof HTMLInputElement && target.type !== "radio" && target.type !== "checkbox")
+  );
 }
 
 function start() {
@@ -77,7 +101,18 @@ function start() {
   const theme = themeButton();
   const dialog = helpDialog();
   document.body.prepend(
-    h("a", { class: "skip", href: "#main", onclick: event => { event.preventDefault(); focusHeading(); } }, "Skip to the content"),
+    h(
+      "a",
+      {
+        class: "skip",
+        href: "#main",
+        onclick: event => {
+          event.preventDefault();
+          focusHeading();
+        },
+      },
+      "Skip to the content",
+    ),
     h(
       "header",
       { class: "bar-top" },
@@ -102,8 +137,12 @@ function start() {
       "/": () => document.getElementById("search")?.focus(),
       "?": () => dialog.showModal(),
       t: () => theme.next(),
-      o: () => { location.hash = "#/"; },
-      u: () => { location.hash = path[2] === "samples" ? makeAddress(["task", path[1]]) : "#/"; },
+      o: () => {
+        location.hash = "#/";
+      },
+      u: () => {
+        location.hash = path[2] === "samples" ? makeAddress(["task", path[1]]) : "#/";
+      },
     };
     if (!(event.key in actions)) return;
     const result = actions[event.key]();

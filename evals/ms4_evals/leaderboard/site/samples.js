@@ -2,8 +2,19 @@
 
 const ROW_HEIGHT = 44;
 const FINISHES = ["", "stop", "length"];
-const ORDERS = [["", "by problem"], ["thinking-down", "longest thinking"], ["answer-down", "longest answer"], ["total-down", "longest in all"], ["total-up", "shortest in all"]];
-const VERDICT_CHOICES = [["", "all verdicts"], ...VERDICTS.map(verdict => [verdict, verdict === "no-answer" ? "no answer" : verdict === "truncated" ? "cut off" : verdict]), ["not-correct", "not correct"], ["disputed", "disputed by the second grader"]];
+const ORDERS = [
+  ["", "by problem"],
+  ["thinking-down", "longest thinking"],
+  ["answer-down", "longest answer"],
+  ["total-down", "longest in all"],
+  ["total-up", "shortest in all"],
+];
+const VERDICT_CHOICES = [
+  ["", "all verdicts"],
+  ...VERDICTS.map(verdict => [verdict, verdict === "no-answer" ? "no answer" : verdict === "truncated" ? "cut off" : verdict]),
+  ["not-correct", "not correct"],
+  ["disputed", "disputed by the second grader"],
+];
 
 async function showSamples(main, board, query) {
   const browser = new SampleBrowser(board, query);
@@ -22,9 +33,21 @@ async function loadRows(board, details) {
     for (const chunk of chunks[cellIndex]) {
       for (let index = 0; index < chunk.p.length; index++, item++) {
         rows.push({
-          entry, item, problem: chunk.p[index], sample: chunk.i[index], verdict: chunk.v[index], opinion: chunk.o[index],
-          thinking: chunk.tc[index], answer: chunk.ac[index], thinkingTokens: chunk.tt[index], answerTokens: chunk.at[index],
-          finish: chunk.f[index], first: chunk.a[index], last: chunk.b[index], extracted: chunk.e[index], read: (chunk.e[index] || "").toLowerCase(),
+          entry,
+          item,
+          problem: chunk.p[index],
+          sample: chunk.i[index],
+          verdict: chunk.v[index],
+          opinion: chunk.o[index],
+          thinking: chunk.tc[index],
+          answer: chunk.ac[index],
+          thinkingTokens: chunk.tt[index],
+          answerTokens: chunk.at[index],
+          finish: chunk.f[index],
+          first: chunk.a[index],
+          last: chunk.b[index],
+          extracted: chunk.e[index],
+          read: (chunk.e[index] || "").toLowerCase(),
         });
       }
     }
@@ -39,18 +62,55 @@ class SampleBrowser {
     this.shown = [];
     this.active = -1;
     const modes = new Set(board.columns.map(column => column.mode));
-    this.state = { q: query.get("q") || "", verdict: query.get("verdict") || "", model: query.get("model") || "", mode: modes.has(query.get("mode")) ? query.get("mode") : "", order: query.get("order") || "" };
+    this.state = {
+      q: query.get("q") || "",
+      verdict: query.get("verdict") || "",
+      model: query.get("model") || "",
+      mode: modes.has(query.get("mode")) ? query.get("mode") : "",
+      order: query.get("order") || "",
+    };
     this.wanted = query.get("s") || "";
-    this.list = h("div", { class: "list", role: "listbox", tabindex: "0", "aria-label": "Samples", "aria-activedescendant": "", onscroll: () => this.drawRows(), onkeydown: event => this.listKey(event) }, (this.spacer = h("div", { class: "spacer", role: "presentation" })));
+    this.list = h(
+      "div",
+      {
+        class: "list",
+        role: "listbox",
+        tabindex: "0",
+        "aria-label": "Samples",
+        "aria-activedescendant": "",
+        onscroll: () => this.drawRows(),
+        onkeydown: event => this.listKey(event),
+      },
+      (this.spacer = h("div", { class: "spacer", role: "presentation" })),
+    );
     this.pane = h("article", { class: "pane", "aria-label": "Sample", tabindex: "-1" }, h("p", { class: "status" }, "Loading \u2026"));
     this.status = h("p", { class: "status", role: "status", "aria-live": "polite" }, "Loading \u2026");
-    const change = name => value => { this.state[name] = value; this.filter(); };
+    const change = name => value => {
+      this.state[name] = value;
+      this.filter();
+    };
     const models = [["", "all models"], ...board.rows.map(row => [SITE.models[row.model].key, SITE.models[row.model].label])];
-    this.search = h("input", { type: "search", id: "search", value: this.state.q, placeholder: "problem or answer", autocomplete: "off", spellcheck: "false", oninput: event => change("q")(event.target.value) });
+    this.search = h("input", {
+      type: "search",
+      id: "search",
+      value: this.state.q,
+      placeholder: "problem or answer",
+      autocomplete: "off",
+      spellcheck: "false",
+      oninput: event => change("q")(event.target.value),
+    });
     this.element = h(
       "div",
       { class: "browser" },
-      h("nav", { class: "crumbs", "aria-label": "Breadcrumbs" }, h("a", { href: "#/" }, SITE.title), " / ", h("a", { href: makeAddress(["task", board.id]) }, board.title), " / ", h("span", { "aria-current": "page" }, "samples")),
+      h(
+        "nav",
+        { class: "crumbs", "aria-label": "Breadcrumbs" },
+        h("a", { href: "#/" }, SITE.title),
+        " / ",
+        h("a", { href: makeAddress(["task", board.id]) }, board.title),
+        " / ",
+        h("span", { "aria-current": "page" }, "samples"),
+      ),
       h("h1", { tabindex: "-1", class: "small" }, `${board.title}: samples`),
       h(
         "form",
@@ -58,7 +118,12 @@ class SampleBrowser {
         field("Search", this.search),
         field("Verdict", select(VERDICT_CHOICES, this.state.verdict, change("verdict"))),
         field("Model", select(models, this.state.model, change("model"))),
-        segmented("Mode", MODE_CHOICES.filter(([name]) => !name || modes.has(name)), this.state.mode, change("mode")),
+        segmented(
+          "Mode",
+          MODE_CHOICES.filter(([name]) => !name || modes.has(name)),
+          this.state.mode,
+          change("mode"),
+        ),
         field("Order", select(ORDERS, this.state.order, change("order"))),
       ),
       this.status,
@@ -81,17 +146,25 @@ class SampleBrowser {
     const { verdict, model, mode } = this.state;
     const problems = this.details.problems.ids.map(id => id.toLowerCase());
     const wanted = words(this.state.q);
-    const code = VERDICTS.indexOf(verdict), correct = VERDICTS.indexOf("correct");
+    const code = VERDICTS.indexOf(verdict),
+      correct = VERDICTS.indexOf("correct");
     this.shown = this.rows.filter(row => {
       if (model && row.entry.model.key !== model) return false;
       if (mode && row.entry.column.mode !== mode) return false;
-      if (verdict === "disputed" ? !isDisputed(row) : verdict === "not-correct" ? row.verdict === correct : verdict && row.verdict !== code) return false;
+      if (
+        verdict === "disputed" ? !isDisputed(row) : verdict === "not-correct" ? row.verdict === correct : verdict && row.verdict !== code
+      )
+        return false;
       return wanted.every(word => problems[row.problem].includes(word) || row.read.includes(word));
     });
     this.sort();
     this.spacer.style.height = `${this.shown.length * ROW_HEIGHT}px`;
     const ofAll = this.shown.length === this.rows.length ? "" : ` of ${count(this.rows.length)}`;
-    this.status.textContent = this.rows.length ? (this.shown.length ? `${plural(this.shown.length, "sample")}${ofAll}` : `No sample is like this, of ${count(this.rows.length)}.`) : "There are no samples yet.";
+    this.status.textContent = this.rows.length
+      ? this.shown.length
+        ? `${plural(this.shown.length, "sample")}${ofAll}`
+        : `No sample is like this, of ${count(this.rows.length)}.`
+      : "There are no samples yet.";
     const open = this.wanted || (this.current ? this.key(this.current) : "");
     const index = open ? this.shown.findIndex(row => this.key(row) === open) : -1;
     if (open && index < 0 && this.wanted) this.status.textContent += " The sample of this address is not among them.";
@@ -106,7 +179,9 @@ class SampleBrowser {
       const sign = direction === "down" ? -1 : 1;
       this.shown.sort((a, b) => sign * (measure(a) - measure(b)));
     } else {
-      this.shown.sort((a, b) => a.problem - b.problem || a.entry.rowIndex - b.entry.rowIndex || a.entry.index - b.entry.index || a.sample - b.sample);
+      this.shown.sort(
+        (a, b) => a.problem - b.problem || a.entry.rowIndex - b.entry.rowIndex || a.entry.index - b.entry.index || a.sample - b.sample,
+      );
     }
   }
 
@@ -121,9 +196,11 @@ class SampleBrowser {
       return;
     }
     this.active = Math.max(0, Math.min(index, this.shown.length - 1));
-    const top = this.active * ROW_HEIGHT, height = this.list.clientHeight;
+    const top = this.active * ROW_HEIGHT,
+      height = this.list.clientHeight;
     if (top < this.list.scrollTop) this.list.scrollTop = top;
-    else if (top + ROW_HEIGHT > this.list.scrollTop + height) this.list.scrollTop = keep ? Math.max(0, top - height / 2) : top + ROW_HEIGHT - height;
+    else if (top + ROW_HEIGHT > this.list.scrollTop + height)
+      this.list.scrollTop = keep ? Math.max(0, top - height / 2) : top + ROW_HEIGHT - height;
     this.drawRows();
     const row = this.shown[this.active];
     if (row !== this.current) {
@@ -134,7 +211,10 @@ class SampleBrowser {
   }
 
   keep() {
-    keepAddress(["task", this.board.id, "samples"], new Map([...Object.entries(this.state), ["s", this.current ? this.key(this.current) : ""]]));
+    keepAddress(
+      ["task", this.board.id, "samples"],
+      new Map([...Object.entries(this.state), ["s", this.current ? this.key(this.current) : ""]]),
+    );
   }
 
   drawRows() {
@@ -151,12 +231,37 @@ class SampleBrowser {
     const option = h(
       "div",
       {
-        class: "option", id: `sample-${index}`, role: "option", "aria-selected": index === this.active ? "true" : "false",
-        "aria-setsize": this.shown.length, "aria-posinset": index + 1, onclick: () => this.go(index),
+        class: "option",
+        id: `sample-${index}`,
+        role: "option",
+        "aria-selected": index === this.active ? "true" : "false",
+        "aria-setsize": this.shown.length,
+        "aria-posinset": index + 1,
+        onclick: () => this.go(index),
       },
       verdictBadge(VERDICTS[row.verdict]),
-      h("span", { class: "option-main" }, h("span", { class: "option-problem" }, this.details.problems.ids[row.problem], h("span", { class: "option-number" }, ` #${row.sample + 1}`)), h("span", { class: "option-model" }, h("span", { class: `chip c${row.entry.model.color}`, "aria-hidden": "true" }), row.entry.model.label)),
-      h("span", { class: "option-facts" }, h("span", null, row.entry.column.heading), h("span", null, `${length(row.thinking)} + ${length(row.answer)}`)),
+      h(
+        "span",
+        { class: "option-main" },
+        h(
+          "span",
+          { class: "option-problem" },
+          this.details.problems.ids[row.problem],
+          h("span", { class: "option-number" }, ` #${row.sample + 1}`),
+        ),
+        h(
+          "span",
+          { class: "option-model" },
+          h("span", { class: `chip c${row.entry.model.color}`, "aria-hidden": "true" }),
+          row.entry.model.label,
+        ),
+      ),
+      h(
+        "span",
+        { class: "option-facts" },
+        h("span", null, row.entry.column.heading),
+        h("span", null, `${length(row.thinking)} + ${length(row.answer)}`),
+      ),
     );
     option.style.top = `${index * ROW_HEIGHT}px`;
     return option;

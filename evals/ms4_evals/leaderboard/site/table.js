@@ -23,7 +23,11 @@ function sortableTable({ columns, rows, groups, caption, sort, onsort, rowattrib
       "tr",
       rowattributes ? rowattributes(row) : null,
       columns.map((column, index) =>
-        h(index === 0 ? "th" : "td", { class: classes(column), scope: index === 0 ? "row" : null }, column.show ? column.show(row) : column.value(row)),
+        h(
+          index === 0 ? "th" : "td",
+          { class: classes(column), scope: index === 0 ? "row" : null },
+          column.show ? column.show(row) : column.value(row),
+        ),
       ),
     );
   }
@@ -46,7 +50,8 @@ function sortableTable({ columns, rows, groups, caption, sort, onsort, rowattrib
 
   function compare(a, b) {
     const column = columns[state.sort.index];
-    const x = column.value(a.row), y = column.value(b.row);
+    const x = column.value(a.row),
+      y = column.value(b.row);
     if (x === null || x === undefined || y === null || y === undefined) {
       return (x === null || x === undefined) - (y === null || y === undefined) || a.index - b.index;
     }
@@ -55,8 +60,20 @@ function sortableTable({ columns, rows, groups, caption, sort, onsort, rowattrib
   }
 
   apply();
-  const groupRow = groups && h("tr", { class: "groups" }, groups.map(group => h("th", { scope: "colgroup", colspan: group.span, class: group.class }, group.label)));
-  const table = h("table", { class: "sortable" }, caption && h("caption", null, caption), h("thead", null, groupRow, h("tr", null, heads)), body);
+  const groupRow =
+    groups &&
+    h(
+      "tr",
+      { class: "groups" },
+      groups.map(group => h("th", { scope: "colgroup", colspan: group.span, class: group.class }, group.label)),
+    );
+  const table = h(
+    "table",
+    { class: "sortable" },
+    caption && h("caption", null, caption),
+    h("thead", null, groupRow, h("tr", null, heads)),
+    body,
+  );
   return { element: h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption || "table" }, table), table, cells };
 }
 
@@ -99,5 +116,9 @@ function scoreNodes(score) {
 /** What stands where a score may not: how far the evaluation is. */
 function withoutScore(cell) {
   const errors = cell.errors ? `, ${plural(cell.errors, "error")}` : "";
-  return h("span", { class: "unfinished", title: "no score is given while samples are missing or errors remain" }, `${count(cell.graded)} of ${count(cell.planned)}${errors}`);
+  return h(
+    "span",
+    { class: "unfinished", title: "no score is given while samples are missing or errors remain" },
+    `${count(cell.graded)} of ${count(cell.planned)}${errors}`,
+  );
 }

@@ -1,30 +1,73 @@
 // The page of one task: chart, scores, lengths, what went wrong, breakdowns, problems, and every identity in full.
 
 const LENGTH_ROWS = [
-  ["thinking_chars", "thinking", "characters"], ["answer_chars", "answer", "characters"], ["total_chars", "both", "characters"],
-  ["thinking_tokens", "thinking", "tokens"], ["answer_tokens", "answer", "tokens"], ["total_tokens", "both", "tokens"],
-  ["usage_tokens", "generated", "tokens, as the server counts"], ["prompt_tokens", "prompt", "tokens, as the server counts"],
+  ["thinking_chars", "thinking", "characters"],
+  ["answer_chars", "answer", "characters"],
+  ["total_chars", "both", "characters"],
+  ["thinking_tokens", "thinking", "tokens"],
+  ["answer_tokens", "answer", "tokens"],
+  ["total_tokens", "both", "tokens"],
+  ["usage_tokens", "generated", "tokens, as the server counts"],
+  ["prompt_tokens", "prompt", "tokens, as the server counts"],
 ];
-const MOST_PROBLEMS = 40;
 
 async function showTask(main, board, query) {
   const state = { part: choice(PARTS, query.get("part")), unit: choice(UNITS, query.get("unit")) };
   const chart = h("figure", { class: "chart-box wide" });
-  const contents = h("nav", { class: "contents", "aria-label": "On this page" }, h("a", { class: "button strong", href: makeAddress(["task", board.id, "samples"]) }, "Every sample"));
+  const contents = h(
+    "nav",
+    { class: "contents", "aria-label": "On this page" },
+    h("a", { class: "button strong", href: makeAddress(["task", board.id, "samples"]) }, "Every sample"),
+  );
   const rest = h("div", null, h("p", { class: "status" }, "Loading \u2026"));
   const draw = () => {
     replace(chart, boardChart(board, state, { wide: true }));
-    keepAddress(["task", board.id], new Map([["part", state.part === "total" ? "" : state.part], ["unit", state.unit === "chars" ? "" : state.unit]]));
+    keepAddress(
+      ["task", board.id],
+      new Map([
+        ["part", state.part === "total" ? "" : state.part],
+        ["unit", state.unit === "chars" ? "" : state.unit],
+      ]),
+    );
   };
   replace(
     main,
-    h("nav", { class: "crumbs", "aria-label": "Breadcrumbs" }, h("a", { href: "#/" }, SITE.title), " / ", h("span", { "aria-current": "page" }, board.title)),
+    h(
+      "nav",
+      { class: "crumbs", "aria-label": "Breadcrumbs" },
+      h("a", { href: "#/" }, SITE.title),
+      " / ",
+      h("span", { "aria-current": "page" }, board.title),
+    ),
     h("h1", { tabindex: "-1" }, board.title),
-    h("p", { class: "facts" }, `${plural(board.problems, "problem")}, grader ${board.grader}`, board.second ? `, second grader ${board.second}` : "", ". ", badges(board.marks)),
+    h(
+      "p",
+      { class: "facts" },
+      `${plural(board.problems, "problem")}, grader ${board.grader}`,
+      board.second ? `, second grader ${board.second}` : "",
+      ". ",
+      badges(board.marks),
+    ),
     contents,
-    h("section", { "aria-label": "Chart" }, h("h2", null, "Score and length"), h("form", { class: "filters" },
-      segmented("Length of", PARTS, state.part, value => { state.part = value; draw(); }),
-      segmented("in", UNITS, state.unit, value => { state.unit = value; draw(); })), chartLegend(), chart),
+    h(
+      "section",
+      { "aria-label": "Chart" },
+      h("h2", null, "Score and length"),
+      h(
+        "form",
+        { class: "filters" },
+        segmented("Length of", PARTS, state.part, value => {
+          state.part = value;
+          draw();
+        }),
+        segmented("in", UNITS, state.unit, value => {
+          state.unit = value;
+          draw();
+        }),
+      ),
+      chartLegend(),
+      chart,
+    ),
     rest,
   );
   draw();
@@ -39,22 +82,47 @@ async function showTask(main, board, query) {
     breakdownSections(entries),
     problemSection(board, details, entries),
     costSection(entries),
-    publishedSection(board.published.map(index => SITE.published[index]), true),
+    publishedSection(
+      board.published.map(index => SITE.published[index]),
+      true,
+    ),
     identitySection(board, details),
   );
   const sections = [...main.querySelectorAll("section > h2")];
-  contents.append(...sections.map(title => h("button", { type: "button", class: "button", onclick: () => {
-    title.tabIndex = -1;
-    title.focus({ preventScroll: true });
-    title.scrollIntoView({ block: "start" });
-  } }, title.textContent)));
+  contents.append(
+    ...sections.map(title =>
+      h(
+        "button",
+        {
+          type: "button",
+          class: "button",
+          onclick: () => {
+            title.tabIndex = -1;
+            title.focus({ preventScroll: true });
+            title.scrollIntoView({ block: "start" });
+          },
+        },
+        title.textContent,
+      ),
+    ),
+  );
 }
 
 /** Every cell with its model, its column, what the overview holds and the details. */
 function cellEntries(board, details) {
-  return board.rows.flatMap((row, rowIndex) => board.columns.map((column, index) => ({
-    model: SITE.models[row.model], column, cell: row.cells[index], row, rowIndex, index, details: details.cells[`${rowIndex}-${index}`],
-  }))).filter(entry => entry.cell);
+  return board.rows
+    .flatMap((row, rowIndex) =>
+      board.columns.map((column, index) => ({
+        model: SITE.models[row.model],
+        column,
+        cell: row.cells[index],
+        row,
+        rowIndex,
+        index,
+        details: details.cells[`${rowIndex}-${index}`],
+      })),
+    )
+    .filter(entry => entry.cell);
 }
 
 const entryColumns = () => [
@@ -71,18 +139,46 @@ function section(title, ...content) {
 }
 
 function scoreSection(board, entries) {
-  const ks = [...new Set(entries.flatMap(entry => Object.keys(entry.details.pass_at).map(Number)))].sort((a, b) => a - b).filter(k => k > 1);
+  const ks = [...new Set(entries.flatMap(entry => Object.keys(entry.details.pass_at).map(Number)))]
+    .sort((a, b) => a - b)
+    .filter(k => k > 1);
   const votes = ks.filter(k => entries.some(entry => entry.details.cons_at[k] !== undefined));
-  const error = name => numberColumn(name === "standard_error" ? "SE, problems" : "SE, runs", entry => entry.details.score?.[name] ?? null, value => percent(value));
+  const error = name =>
+    numberColumn(
+      name === "standard_error" ? "SE, problems" : "SE, runs",
+      entry => entry.details.score?.[name] ?? null,
+      value => percent(value),
+    );
   const columns = [
     ...entryColumns(),
-    { label: "score %", number: true, value: entry => entry.cell.score?.[0] ?? null, show: entry => [entry.cell.score ? scoreNodes(entry.cell.score) : withoutScore(entry.cell), badges(entry.cell.marks)] },
+    {
+      label: "score %",
+      number: true,
+      value: entry => entry.cell.score?.[0] ?? null,
+      show: entry => [entry.cell.score ? scoreNodes(entry.cell.score) : withoutScore(entry.cell), badges(entry.cell.marks)],
+    },
     error("standard_error"),
     error("standard_error_runs"),
-    ...ks.map(k => numberColumn(`pass@${k} %`, entry => entry.details.pass_at[k] ?? null, value => percent(value))),
-    ...votes.map(k => numberColumn(`cons@${k} %`, entry => entry.details.cons_at[k] ?? null, value => percent(value))),
+    ...ks.map(k =>
+      numberColumn(
+        `pass@${k} %`,
+        entry => entry.details.pass_at[k] ?? null,
+        value => percent(value),
+      ),
+    ),
+    ...votes.map(k =>
+      numberColumn(
+        `cons@${k} %`,
+        entry => entry.details.cons_at[k] ?? null,
+        value => percent(value),
+      ),
+    ),
     numberColumn("samples each", entry => entry.details.samples_per_problem),
-    numberColumn("graded", entry => entry.cell.graded, (value, entry) => `${count(value)} of ${count(entry.cell.planned)}`),
+    numberColumn(
+      "graded",
+      entry => entry.cell.graded,
+      (value, entry) => `${count(value)} of ${count(entry.cell.planned)}`,
+    ),
     { label: "look at", value: () => null, show: entry => h("a", { href: samplesAddress(board, entry) }, "samples") },
   ];
   const differences = board.rows.filter(row => row.difference);
@@ -97,12 +193,16 @@ function differenceTable(rows) {
   const columns = [
     { label: "model", value: row => SITE.models[row.model].label, show: row => modelName(SITE.models[row.model]), class: "name" },
     { label: "high \u2212 none, points", number: true, value: row => row.difference[0], show: row => differenceNodes(row.difference) },
-    ...(rows.some(row => row.tests) ? [
-      numberColumn("only high solves", row => row.tests?.[0] ?? null),
-      numberColumn("only none solves", row => row.tests?.[1] ?? null),
-      numberColumn("McNemar, exact p", row => row.tests?.[2] ?? null, pValue, { title: "of the first sample of every problem" }),
-      numberColumn("sign flips, exact p", row => row.tests?.[3] ?? null, pValue, { title: "of the differences of all problems, every sample counted" }),
-    ] : []),
+    ...(rows.some(row => row.tests)
+      ? [
+          numberColumn("only high solves", row => row.tests?.[0] ?? null),
+          numberColumn("only none solves", row => row.tests?.[1] ?? null),
+          numberColumn("McNemar, exact p", row => row.tests?.[2] ?? null, pValue, { title: "of the first sample of every problem" }),
+          numberColumn("sign flips, exact p", row => row.tests?.[3] ?? null, pValue, {
+            title: "of the differences of all problems, every sample counted",
+          }),
+        ]
+      : []),
   ];
   return sortableTable({ columns, rows, caption: "Both modes compared, paired by problem" }).element;
 }
@@ -113,7 +213,10 @@ function pValue(value) {
 }
 
 function samplesAddress(board, entry, more) {
-  return makeAddress(["task", board.id, "samples"], new Map([["model", entry.model.key], ["mode", entry.column.mode], ...Object.entries(more || {})]));
+  return makeAddress(
+    ["task", board.id, "samples"],
+    new Map([["model", entry.model.key], ["mode", entry.column.mode], ...Object.entries(more || {})]),
+  );
 }
 
 function lengthSection(entries) {
@@ -124,9 +227,25 @@ function lengthSection(entries) {
     const of = (entry, group, name) => entry.details.lengths[wanted]?.[group]?.[name] ?? null;
     const columns = [
       ...entryColumns(),
-      ...[["mean", "mean"], ["median", "median"], ["p90", "90th percentile"], ["maximum", "longest"]].map(([name, label]) => numberColumn(label, entry => of(entry, "all", name))),
-      { label: "interval of the mean", value: () => null, show: entry => (of(entry, "all", "mean") === null ? "\u2013" : `${count(of(entry, "all", "mean_low"))} to ${count(of(entry, "all", "mean_high"))}`), class: "number" },
-      ...[["correct", "mean, correct"], ["not_correct", "mean, not correct"]].map(([group, label]) => numberColumn(label, entry => of(entry, group, "mean"))),
+      ...[
+        ["mean", "mean"],
+        ["median", "median"],
+        ["p90", "90th percentile"],
+        ["maximum", "longest"],
+      ].map(([name, label]) => numberColumn(label, entry => of(entry, "all", name))),
+      {
+        label: "interval of the mean",
+        value: () => null,
+        show: entry =>
+          of(entry, "all", "mean") === null
+            ? "\u2013"
+            : `${count(of(entry, "all", "mean_low"))} to ${count(of(entry, "all", "mean_high"))}`,
+        class: "number",
+      },
+      ...[
+        ["correct", "mean, correct"],
+        ["not_correct", "mean, not correct"],
+      ].map(([group, label]) => numberColumn(label, entry => of(entry, group, "mean"))),
       numberColumn("samples", entry => of(entry, "all", "count")),
     ];
     replace(holder, sortableTable({ columns, rows: entries, caption: "Lengths per sample" }).element);
@@ -143,146 +262,30 @@ function lengthSection(entries) {
 }
 
 function countSection(entries) {
-  const verdicts = [["correct", "correct"], ["wrong", "wrong"], ["no-answer", "no answer"], ["truncated", "cut off"], ["error", "errors"]];
+  const verdicts = [
+    ["correct", "correct"],
+    ["wrong", "wrong"],
+    ["no-answer", "no answer"],
+    ["truncated", "cut off"],
+    ["error", "errors"],
+  ];
   const classes = [...new Set(entries.flatMap(entry => Object.keys(entry.details.error_classes || {})))].sort();
   const failures = [...new Set(entries.flatMap(entry => Object.keys(entry.details.failure_classes || {})))].sort();
   const columns = [
     ...entryColumns(),
     ...verdicts.map(([verdict, label]) => numberColumn(label, entry => entry.details.verdicts[verdict] ?? 0)),
     ...classes.map(name => numberColumn(`error: ${name}`, entry => entry.details.error_classes?.[name] ?? 0)),
-    ...failures.map(name => numberColumn(name, entry => entry.details.failure_classes?.[name] ?? 0, null, { title: "noted by the grader of samples that are not correct" })),
+    ...failures.map(name =>
+      numberColumn(name, entry => entry.details.failure_classes?.[name] ?? 0, null, {
+        title: "noted by the grader of samples that are not correct",
+      }),
+    ),
     numberColumn("missing", entry => entry.details.missing),
     numberColumn("ungraded", entry => entry.details.ungraded),
-    numberColumn("at the token limit", entry => entry.details.at_token_limit, null, { title: "ended by the limit, whatever the verdict" }),
+    numberColumn("at the token limit", entry => entry.details.at_token_limit, null, {
+      title: "ended by the limit, whatever the verdict",
+    }),
     numberColumn("thinking left open", entry => entry.details.open_thinking),
   ];
   return section("What became of the samples", sortableTable({ columns, rows: entries, caption: "Verdicts, errors and limits" }).element);
-}
-
-function secondSection(board, entries) {
-  const rows = entries.filter(entry => Object.values(entry.details.second_opinion).some(Boolean));
-  if (!rows.length) return null;
-  const columns = [
-    ...entryColumns(),
-    ...(rows.some(entry => entry.details.second_grader) ? [
-      { label: "second grader's score %", number: true, value: entry => entry.details.second_grader?.score?.value ?? null, show: entry => pairNodes(entry.details.second_grader?.score) },
-      { label: "first grader's, same samples", number: true, value: entry => entry.details.second_grader?.first_score?.value ?? null, show: entry => pairNodes(entry.details.second_grader?.first_score) },
-      numberColumn("kappa", entry => entry.details.second_grader?.kappa ?? null, value => (value === null ? "\u2013" : value.toFixed(3))),
-    ] : []),
-    ...["agree", "disagree", "failed"].map(name => numberColumn({ agree: "agree", disagree: "disagree", failed: "second failed" }[name], entry => entry.details.second_opinion[name] ?? 0)),
-    { label: "look at", value: () => null, show: entry => (entry.details.second_opinion.disagree ? h("a", { href: samplesAddress(board, entry, { verdict: "disputed" }) }, "disputed samples") : null) },
-  ];
-  return section("Second grader", h("p", null, `${board.second || "The second grader"} looks at the same answers and never changes a verdict.`), sortableTable({ columns, rows, caption: "Second grader beside the first" }).element);
-}
-
-function pairNodes(score) {
-  return score ? scoreNodes([score.value, score.low, score.high]) : "\u2013";
-}
-
-const ABSENT = "(none)"; // problems without the fact
-const BREAKDOWN_TITLES = { output_tokens: "length of the output, tokens", errata: "errata" };
-
-function breakdownSections(entries) {
-  const names = [...new Set(entries.flatMap(entry => Object.keys(entry.details.breakdowns || {})))];
-  const withoutErrata = entries.filter(entry => entry.details.without_errata);
-  if (!names.length && !withoutErrata.length) return null;
-  return section(
-    "Breakdowns",
-    withoutErrata.length ? sortableTable({
-      caption: "Without problems that have errata",
-      columns: [
-        ...entryColumns(),
-        { label: "all problems", number: true, value: entry => entry.cell.score?.[0] ?? null, show: entry => (entry.cell.score ? scoreNodes(entry.cell.score) : withoutScore(entry.cell)) },
-        { label: "without errata", number: true, value: entry => entry.details.without_errata.value, show: entry => pairNodes(entry.details.without_errata) },
-      ],
-      rows: withoutErrata,
-    }).element : null,
-    names.map(name => breakdownTable(name, entries.filter(entry => entry.details.breakdowns?.[name]))),
-  );
-}
-
-function breakdownTable(name, entries) {
-  const values = inOrder([...new Set(entries.flatMap(entry => entry.details.breakdowns[name].map(slice => slice.value)))]);
-  const sliceOf = (entry, value) => entry.details.breakdowns[name].find(slice => slice.value === value);
-  const title = `By ${BREAKDOWN_TITLES[name] || name.replaceAll("_", " ")}`;
-  const columns = [
-    { label: (BREAKDOWN_TITLES[name] || name).replaceAll("_", " "), value: row => row.order, show: row => row.value, class: "name" },
-    ...entries.map(entry => ({
-      label: `${clip(entry.model.label, 24)}, ${entry.column.heading}`,
-      number: true,
-      first: true,
-      value: row => sliceOf(entry, row.value)?.score.value ?? null,
-      show: row => sliceNodes(sliceOf(entry, row.value)),
-    })),
-  ];
-  return h("details", { class: "breakdown", open: true }, h("summary", null, title), sortableTable({ columns, rows: values.map((value, order) => ({ value, order })), caption: title }).element);
-}
-
-/** Bands and numbers by size, months by time, words as they come; rows may lack some, so that joining them loses the order. */
-function inOrder(values) {
-  const size = value => (/^[\d,]+( to |$)/.test(value) ? Number(value.split(" ")[0].replaceAll(",", "")) : NaN);
-  const named = values.filter(value => value !== ABSENT);
-  if (named.every(value => !Number.isNaN(size(value)))) named.sort((a, b) => size(a) - size(b));
-  else if (named.every(value => /^\d{4}-\d\d/.test(value))) named.sort();
-  return values.includes(ABSENT) ? [...named, ABSENT] : named;
-}
-
-function sliceNodes(slice) {
-  if (!slice) return h("span", { class: "absent" }, "\u2013");
-  const facts = `${plural(slice.problems, "problem")}, ${plural(slice.samples, "sample")}, of which ${count(slice.correct)} correct; ${count(slice.mean_chars)} characters, ${count(slice.mean_tokens)} tokens on average`;
-  return [scoreNodes([slice.score.value, slice.score.low, slice.score.high]), h("span", { class: "below", title: facts }, `n ${count(slice.samples)}, ${length(slice.mean_chars)} chars`)];
-}
-
-function problemSection(board, details, entries) {
-  const { ids, facts } = details.problems;
-  const names = [...new Set(facts.flatMap(item => Object.keys(item)))];
-  const rows = ids.map((id, index) => ({ id, index, facts: facts[index] }));
-  const holder = h("div");
-  const draw = shown => replace(
-    holder,
-    sortableTable({
-      caption: "Share of correct samples of each problem, percent",
-      columns: [
-        { label: "problem", value: row => row.id, show: row => h("a", { href: makeAddress(["task", board.id, "samples"], new Map([["q", row.id]])) }, row.id), class: "name" },
-        ...names.map(name => ({ label: name.replaceAll("_", " "), value: row => row.facts[name] ?? null, show: row => row.facts[name] ?? "" })),
-        ...entries.map(entry => numberColumn(`${clip(entry.model.label, 18)}, ${entry.column.heading}`, row => entry.details.problem_means[row.index], value => percent(value, 0))),
-      ],
-      rows: rows.slice(0, shown),
-    }).element,
-    shown < rows.length ? h("button", { type: "button", class: "button", onclick: () => draw(rows.length) }, `Show all ${count(rows.length)} problems`) : null,
-  );
-  draw(Math.min(rows.length, MOST_PROBLEMS));
-  return section("Problems", holder);
-}
-
-function costSection(entries) {
-  const speed = [["seconds_median", "median seconds"], ["seconds_p90", "90th percentile, seconds"], ["first_token_median", "to the first token, seconds"], ["tokens_per_second_median", "tokens per second"], ["retried_share", "asked more than once, %"]];
-  const shown = speed.filter(([name]) => entries.some(entry => entry.details.speed?.[name] !== undefined));
-  const hasCost = entries.some(entry => entry.details.cost);
-  if (!shown.length && !hasCost) return null;
-  const money = value => (value === null ? "\u2013" : value.toPrecision(3));
-  return section(
-    "Speed and cost",
-    h("p", { class: "facts" }, "Speed depends on the machine and on what else it did; it is not part of any identity."),
-    sortableTable({
-      caption: "Speed and cost",
-      columns: [
-        ...entryColumns(),
-        ...shown.map(([name, label]) => numberColumn(label, entry => entry.details.speed?.[name] ?? null, value => (value === null ? "\u2013" : name === "retried_share" ? percent(value) : String(Number(value.toPrecision(3)))))),
-        ...(hasCost ? [["total", "cost"], ["per_sample", "per sample"], ["per_correct", "per correct answer"]].map(([name, label]) => numberColumn(label, entry => entry.details.cost?.[name] ?? null, money)) : []),
-      ],
-      rows: entries,
-    }).element,
-  );
-}
-
-function identitySection(board, details) {
-  const list = pairs => h("dl", { class: "identity" }, pairs.filter(([, value]) => value !== null && value !== undefined && value !== "").map(([name, value]) => [h("dt", null, name), h("dd", null, typeof value === "object" ? h("pre", null, JSON.stringify(value, null, 1)) : h("code", null, String(value)))]));
-  return section(
-    "Identities in full",
-    h("p", null, "Two scores share this page only because all of this is the same for both; what differs stands under its column or its model."),
-    list([["task", board.task], ["data, prompts and grader (board)", details.board_id], ["data: problems and right answers", details.data_id], ["prompts", details.prompts_id], ["grader", board.grader], ["second grader", board.second]]),
-    board.columns.map((column, index) => h("details", null, h("summary", null, `Mode ${column.heading}: ${samplingText(column.sampling)}`), list([["column", details.columns[index]], ...Object.entries(column.sampling)]))),
-    details.models.map((model, index) => h("details", null, h("summary", null, SITE.models[board.rows[index].model].label), list([["run", model.run_id], ["seed", model.seed], ["model", model.model], ...model.versions.map(versions => ["versions", versions])]))),
-  );
 }

@@ -39,6 +39,7 @@ def test_files_are_short_and_say_what_they_are():
     for name in names:
         text = (_FOLDER / name).read_text(encoding="utf-8")
         assert len(text.splitlines()) < 400
+        assert max(map(len, text.splitlines())) <= 140
         assert text.startswith(("// ", "/* "))
 
 
