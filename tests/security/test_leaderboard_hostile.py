@@ -7,7 +7,7 @@ import re
 import sqlite3
 
 import pytest
-from support.browser import chromium, require_browser, served, watched_page
+from support.browser import chromium, go, require_browser, served, watched_page
 from support.sites import MODELS, MODES, aime_task, fill_store
 
 from ms4_evals.graders.base import Grade
@@ -78,11 +78,6 @@ def hostile(tmp_path_factory):
 
 def is_harmless(page):
     return page.evaluate("() => globalThis.hacked === undefined && ({}).hacked === undefined")
-
-
-def go(page, address, selector):
-    page.evaluate("hash => { location.hash = hash }", address)
-    page.wait_for_selector(selector)
 
 
 @pytest.mark.slow

@@ -90,6 +90,18 @@ def watched_page(browser: Browser, **options: Any) -> Iterator[Watched]:
         context.close()
 
 
+def board_address(board: Any, *path: str, **query: str) -> str:
+    """The address of a page of a board, after the number sign."""
+    text = "&".join(f"{key}={value}" for key, value in query.items())
+    return "#/task/" + "/".join([board.board_id[:12], *path]) + (f"?{text}" if text else "")
+
+
+def go(page: Page, address: str, selector: str) -> None:
+    """Go to an address of the page that is open, and wait for what it shows."""
+    page.evaluate("hash => { location.hash = hash }", address)
+    page.wait_for_selector(selector)
+
+
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass

@@ -29,6 +29,10 @@ WORDS = (
 MODES = ModesSection.model_validate({"none": {"max_tokens": 16384}, "high": {"max_tokens": 65536}})
 
 
+SIZES = {"aime": (2, 12), "code": (2, 24), "documents": (1, 6)}
+"""Samples and problems per task of the site that the browser's tests share."""
+
+
 @dataclass(frozen=True)
 class StubGrader:
     """Only its names are used: verdicts are written into the store directly."""

@@ -152,7 +152,7 @@ def _wait(program: int, folder: int, settings: dict[str, int]) -> tuple[int, flo
                 next_look = time.monotonic() + _PAUSE_SECONDS
                 if _has_too_many_files(folder, settings):
                     posix.write(_REPORT, b"files\n")
-                    posix.kill(-1, _signal.SIGKILL)
+                    _kill_rest(settings, program, wait=False)
             _signal.sigtimedwait([_signal.SIGCHLD], _PAUSE_SECONDS)
         for _ in range(_MOST_AT_ONCE):
             child, ended, _ = posix.wait4(-1, posix.WNOHANG if settings["is_isolated"] else 0)

@@ -104,7 +104,8 @@ def wilson_interval(share: float, count: float, confidence: float) -> tuple[floa
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # Rounding must not push a bound past the share itself: that of none right would start a hair above 0.
+    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
 
 
 def paired_difference(first_p: Sequence[float], second_p: Sequence[float], *, confidence: float, resamples: int, seed: int) -> Difference:

@@ -237,7 +237,7 @@ class ResultStore:
             grader_id=row[7],
             second_grader=row[8],
             samples=row[9],
-            problems=tuple(PlannedProblem(*problem[:5], parse_json(problem[5], file=self.path)) for problem in problems),
+            problems=tuple(PlannedProblem(*texts, facts=parse_json(facts, file=self.path)) for *texts, facts in problems),
         )
 
     def _register_evaluation(self, run_id: str, evaluation: Evaluation) -> None:

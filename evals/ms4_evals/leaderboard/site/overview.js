@@ -188,7 +188,7 @@ function introduction() {
 
 function tableNote() {
   return (
-    `Below each score: its interval, and the mean length per sample. Tokens are counted with one tokenizer for all models (${SITE.tokenizer}). ` +
+    `Below each score: its interval, and the mean length per sample. Tokens are counted with ${SITE.tokenizer} for all models. ` +
     "A column's heading says its sampling when pointed at. A number without score (12 of 60) is an evaluation that is not finished, " +
     "which has no score, because what comes first is short."
   );

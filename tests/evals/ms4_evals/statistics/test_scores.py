@@ -32,6 +32,13 @@ def test_wilson_solves_its_defining_equation():
         assert share - EXACT <= high <= 1
 
 
+@pytest.mark.parametrize("right", [False, True])
+def test_the_interval_holds_the_score_whatever_rounding_does(right):
+    for problems in range(1, 300):
+        found = score([[right]] * problems, 0.95)
+        assert found.low <= found.value <= found.high, problems
+
+
 def test_everything_right_still_has_an_interval():
     result = score([[True] * 4] * 30, 0.95)
     assert (result.value, result.high) == (1.0, 1.0)
