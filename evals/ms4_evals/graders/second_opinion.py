@@ -87,7 +87,7 @@ class SecondOpinion:
         hello = self._read_reply(process, _START_SECONDS)
         if not hello or not hello.get("ready"):
             self.close()
-            raise MissingDependencyError("math-verify cannot be started", fix="pip install math-verify.")
+            raise MissingDependencyError("math-verify cannot be started.", fix="pip install math-verify.")
         return process
 
     def _read_reply(self, process: subprocess.Popen[bytes], seconds: float) -> dict[str, object] | None:

@@ -93,6 +93,11 @@ class Sandbox(Protocol):
         """Whether programs are kept from this machine."""
         ...
 
+    @property
+    def packages(self) -> Mapping[str, str]:
+        """Packages beside the standard library that programs may import: name -> version."""
+        ...
+
     def run(self, files: Mapping[str, bytes], arguments: Sequence[str], *, stdin: bytes = b"", limits: Limits = DEFAULT_LIMITS) -> Outcome:
         """Runs the Python interpreter in a fresh working folder that holds ``files``.
 

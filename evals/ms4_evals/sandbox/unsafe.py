@@ -57,6 +57,8 @@ class UnsafeSandbox:
 
     is_safe = False
     sandbox_id = "none"
+    packages: Mapping[str, str] = {}
+    """All that is installed here, which nobody keeps a list of: its rows are marked, not compared."""
 
     def __init__(self) -> None:
         self._sessions: list[RunningSession] = []

@@ -31,9 +31,9 @@ def test_every_step_leaves_its_files(finished):
     output, _, text = finished
     names = ("tekken.json", "base/config.json", "digits.jsonl", "modulus7.jsonl", "tiny_full/model/model.safetensors")
     names += ("tiny_lora/adapter/adapter_model.safetensors", "results.sqlite", quickstart.FINISHED)
-    names += ("leaderboard/leaderboard.html", "leaderboard/leaderboard.png", "leaderboard/leaderboard.json")
+    names += ("leaderboard/index.html", "leaderboard/leaderboard.png", "leaderboard/leaderboard.json")
     assert [name for name in names if not (output / name).exists()] == []
-    assert str(output / "leaderboard" / "leaderboard.html") in text
+    assert str(output / "leaderboard" / "index.html") in text
     assert "where the time went" in text
 
 
@@ -46,14 +46,14 @@ def test_a_model_of_two_steps_keeps_no_promise(finished):
 def test_an_interrupted_run_goes_on(finished):
     output, claims, _ = finished
     (output / quickstart.FINISHED).unlink()
-    (output / "leaderboard" / "leaderboard.html").unlink()
+    (output / "leaderboard" / "index.html").unlink()
     files = [path for name in ("base", "tiny_full", "tiny_lora") for path in (output / name).rglob("*.safetensors")]
     before = {path: path.stat().st_mtime_ns for path in files}
     again = quickstart.run(output, scale=SMALL, console=Console(file=io.StringIO()))
     torch.use_deterministic_algorithms(False)
     assert again == claims
     assert before == {path: path.stat().st_mtime_ns for path in files}
-    assert (output / "leaderboard" / "leaderboard.html").exists()
+    assert (output / "leaderboard" / "index.html").exists()
 
 
 def _report(high, none, *, low, second, chars=(60, 12)):

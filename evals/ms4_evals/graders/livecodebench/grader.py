@@ -9,6 +9,7 @@ Exercise it: ``pytest tests/evals/ms4_evals/graders/livecodebench/test_grader.py
 from __future__ import annotations
 
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
@@ -54,7 +55,9 @@ class LiveCodeBenchGrader:
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="tests")
         self._strict = StrictGrader(sandbox, executor=self._pool, workers=self._workers, limits=limits)
         self._official_timeout = official_timeout
-        plain = STRICT_ID
+        plain = f"{STRICT_ID} python-{sys.version_info.major}.{sys.version_info.minor}" + "".join(
+            f" {name}" for name in sorted(sandbox.packages)
+        )
         if limits != STRICT_LIMITS:
             plain += f" wall={limits.wall_seconds:g} cpu={limits.cpu_seconds:g} memory={limits.memory_bytes}"
         self.grader_id = plain if sandbox.is_safe else f"{plain} no-sandbox"

@@ -29,18 +29,23 @@ def test_a_server_is_called_as_its_model_and_is_closed(monkeypatch):
     closed = []
     real = EndpointClient.close
     monkeypatch.setattr(EndpointClient, "close", lambda self: (closed.append(self), real(self)))
-    with judging() as judge:
-        with pytest.raises(KeyboardInterrupt), open_client(endpoint_run(judge.url)) as (client, label):
+
+    def interrupted(config):
+        with open_client(config) as (client, label):
             assert label == client.identity()["endpoint_model"]
+            opened.append(client)
             raise KeyboardInterrupt
-        assert closed == [client]
+
+    opened = []
+    with judging() as judge, pytest.raises(KeyboardInterrupt):
+        interrupted(endpoint_run(judge.url))
+    assert len(opened) == 1
+    assert closed == opened
 
 
 def test_what_does_not_answer_is_refused():
     with pytest.raises(EvaluationError), open_client(endpoint_run("http://127.0.0.1:9/v1")):
         pass
-    with (
-        pytest.raises(MS4Error),
-        open_client(EvalRun.model_validate({**endpoint_run("http://h/v1").model_dump(exclude={"endpoint"}), "model": {"path": "nowhere"}})),
-    ):
+    local = {"recipe": "eval", "model": {"path": "nowhere"}, "tasks": [{"task": "arithmetic"}]}
+    with pytest.raises(MS4Error), open_client(EvalRun.model_validate(local)):
         pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -150,6 +151,7 @@ def test_no_tests_give_no_verdict(sandbox):
 
 
 class Broken:
+    packages = {}
     """A sandbox in which nothing starts."""
 
     sandbox_id = "broken"
@@ -170,15 +172,20 @@ def test_a_broken_sandbox_gives_no_verdict():
 def test_identity(sandbox):
     class Unsafe:
         is_safe = False
+        packages = {}
+
+    python = f"python-{sys.version_info.major}.{sys.version_info.minor}"
+    inside = f"{STRICT_ID} {python}" + "".join(f" {name}" for name in sorted(sandbox.packages))
 
     def ids(used, **options):
         with LiveCodeBenchGrader(Source(), used, **options) as made:
             return made.grader_id, made.second_grader, made.is_instant
 
-    assert ids(sandbox) == (STRICT_ID, OFFICIAL_ID, False)
-    assert ids(Unsafe())[0] == f"{STRICT_ID} no-sandbox"
+    assert "numpy" in inside
+    assert ids(sandbox) == (inside, OFFICIAL_ID, False)
+    assert ids(Unsafe())[0] == f"{STRICT_ID} {python} no-sandbox"
     other = dataclasses.replace(STRICT_LIMITS, cpu_seconds=3.0)
-    assert ids(sandbox, limits=other)[0] == f"{STRICT_ID} wall=12 cpu=3 memory=4294967296"
+    assert ids(sandbox, limits=other)[0] == f"{inside} wall=12 cpu=3 memory=4294967296"
     assert (STRICT_ID, OFFICIAL_ID) == ("livecodebench-strict/1.0", "livecodebench-official/28fef95")
 
 
