@@ -2,7 +2,8 @@
 
 Everyone asks the same scripted server (in a process of its own) the same questions, 64 at a time, in a process of its own, in turns. Each
 answer has some forty tokens and is known, so that every text that comes back is compared: right, wrong, or given up. The second case
-injects faults into 30 % of the attempts, of every kind but silence (which would measure time-outs).
+injects faults into 30 % of the attempts, of every kind but silence; its time is how long each client thinks it should wait between
+attempts, so what counts there are the answers.
 
 lm-eval and inspect_ai run where ``--peers-python`` has them; without it they are left out::
 
@@ -118,6 +119,7 @@ def summary(count: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "wrong": max(run["wrong"] for run in runs),
         "given_up": max(run["given_up"] for run in runs),
         "versions": runs[0]["versions"],
+        "failures": sorted({run["failure"] for run in runs if run["failure"]}),
         "seconds": [run["seconds"] for run in runs],
         "cpu_seconds": [run["cpu_seconds"] for run in runs],
     }
@@ -132,6 +134,7 @@ def show(cases: Sequence[dict[str, Any]]) -> None:
         shown.add_column(heading, justify="right")
     for case in cases:
         for index, (name, row) in enumerate(case["clients"].items()):
+            name = name + " (ended with an error)" if row["failures"] else name
             cells = [
                 f"{row[key]:.0f}" for key in ("requests_per_second", "requests_per_cpu_second", "peak_mib", "right", "wrong", "given_up")
             ]

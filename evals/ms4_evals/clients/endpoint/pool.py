@@ -155,7 +155,7 @@ class EndpointPool:
                 self._stop_if_hopeless(target, failure)
                 if not self._asks_again(target, failure) or asking.attempts >= self._section.max_attempts:
                     return self._failed(asking, target, failure)
-                wait = self._backoff.seconds(asking.attempts, failure.retry_after)
+                wait = self._backoff.seconds(asking.attempts, failure.retry_after, is_push_back=failure.is_push_back)
                 asking.not_before[turn.place.number] = asyncio.get_running_loop().time() + wait
             except BaseException:
                 if not is_given_back:

@@ -49,16 +49,18 @@ class Backoff:
 
     Attributes:
         first: seconds after the first failure.
-        longest: seconds at most.
+        longest: seconds at most, for a server that has too much to do; a quarter of it for other failures, since a server that is down
+            altogether is left alone by its circuit.
     """
 
     first: float = 0.5
     longest: float = 30.0
     chance: random.Random = field(default_factory=random.Random)
 
-    def seconds(self, failures: int, retry_after: float | None = None) -> float:
+    def seconds(self, failures: int, retry_after: float | None = None, *, is_push_back: bool = True) -> float:
         """Seconds after so many failures (1 or more); never less than the server asked for."""
-        wait = min(self.first * 2.0 ** min(failures - 1, 60), self.longest) * self.chance.uniform(0.5, 1.0)
+        longest = self.longest if is_push_back else self.longest / 4
+        wait = min(self.first * 2.0 ** min(failures - 1, 60), longest) * self.chance.uniform(0.5, 1.0)
         if retry_after is None:
             return wait
         return max(wait, retry_after * self.chance.uniform(1.0, 1.1))

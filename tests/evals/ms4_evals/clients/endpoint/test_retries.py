@@ -80,6 +80,7 @@ def test_waits_double_and_stay_bounded():
         # Spread over the upper half: requests that failed together do not return together.
         assert max(drawn) - min(drawn) > full / 3
     assert backoff.seconds(10**6) <= 30.0
+    assert backoff.seconds(10**6, is_push_back=False) <= 7.5
 
 
 def test_never_sooner_than_asked():
