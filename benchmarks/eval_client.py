@@ -31,6 +31,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ms4_train.storage import atomic_write_text
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PROGRAM = Path(__file__).with_name("eval_client_contestants.py")
@@ -168,7 +170,7 @@ def main() -> None:
         "cases": cases,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    atomic_write_text(options.out, json.dumps(result, indent=1) + "\n")
     ours = cases[0]["clients"][HERE[0]]
     if ours["requests_per_second"] < TARGET["requests_per_second"] or ours["peak_mib"] > TARGET["peak_mib"]:
         raise SystemExit(f"missed: {TARGET}")

@@ -1,7 +1,8 @@
 """What every test shares: the package ``support``, the folder of real test data, and what is skipped where.
 
 ``MS4_TEST_DATA`` names the folder of real data (default ``../shared/data`` beside the checkout). Tests marked ``data`` skip without it;
-with ``MS4_REQUIRE_DATA=1``, as in continuous integration, they fail instead.
+with ``MS4_REQUIRE_DATA=1``, as in continuous integration, they fail instead. Tests that need a sandbox skip where there are no user
+namespaces; ``MS4_REQUIRE_SANDBOX=1`` makes them fail.
 """
 
 from __future__ import annotations
@@ -55,6 +56,14 @@ def _without_data() -> NoReturn:
 def data_folder() -> Path:
     """The folder of real test data. A test that uses it is marked ``data``."""
     return data_folder_or_none() or _without_data()
+
+
+@pytest.fixture(scope="session")
+def sandboxed() -> None:
+    """Skips a test where programs cannot be isolated."""
+    from support.sandboxes import need_sandbox
+
+    need_sandbox()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

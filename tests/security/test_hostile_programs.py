@@ -8,13 +8,12 @@ from __future__ import annotations
 import pytest
 from support.hostile_programs import EXPECTED, LIMITS, STDIN, Attack, verdict
 from support.hostile_runs import ATTACKS, PROGRAMS, attempt_all
-
-from ms4_evals.sandbox.opening import open_sandbox
+from support.sandboxes import sandbox_or_skip
 
 
 @pytest.fixture(scope="module")
 def attempts():
-    with open_sandbox() as sandbox:
+    with sandbox_or_skip() as sandbox:
         yield attempt_all(sandbox)
 
 
@@ -63,6 +62,6 @@ def test_a_run_is_over_as_soon_as_the_program_is(attempts):
 
 
 def test_control_an_honest_program_is_accepted():
-    with open_sandbox() as sandbox:
+    with sandbox_or_skip() as sandbox:
         outcome = sandbox.run({"main.py": b"print(2 * int(input()))"}, ("-I", "main.py"), stdin=STDIN, limits=LIMITS)
     assert verdict(outcome, EXPECTED) == "accepted"

@@ -98,7 +98,7 @@ class FlakyServer:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def stats(self) -> dict[str, Any]:
-        """Attempts, faults by name, answers given in full, requests that were answered more than once, and the most at once."""
+        """Attempts, faults by name, answers given in full, requests that were answered more than once, most at once, and now."""
         return {
             "attempts": self.attempts.total(),
             "requests": len(self.attempts),
@@ -106,6 +106,7 @@ class FlakyServer:
             "answers": self.answered.total(),
             "repeated_answers": sum(count > 1 for count in self.answered.values()),
             "most_in_flight": self.most_in_flight,
+            "in_flight": self.in_flight,
         }
 
     def __enter__(self) -> Self:

@@ -18,20 +18,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from ms4_evals.sandbox.base import DEFAULT_LIMITS, Limits, Outcome
-from ms4_evals.sandbox.launch import Descriptors, checked_files, keeper_command, memory_file
+from ms4_evals.sandbox.base import Limits
+from ms4_evals.sandbox.launch import Descriptors, keeper_command, memory_file
+from ms4_evals.sandbox.launching import LaunchingSandbox
 from ms4_evals.sandbox.processes import process_allowance
 from ms4_evals.sandbox.runtime import Runtime
 from ms4_evals.sandbox.seccomp import seccomp_filter
-from ms4_evals.sandbox.session import RunningSession
-from ms4_evals.sandbox.watch import Watch
 
 NOBODY = 65534
 WORK_FOLDER = "/box"
@@ -99,7 +94,7 @@ class BubblewrapChild:
         self._handle = None
 
 
-class BubblewrapSandbox:
+class BubblewrapSandbox(LaunchingSandbox):
     """Runs Python programs in bubblewrap. Make one with ``open_sandbox``, which proves first that it holds.
 
     Args:
@@ -113,14 +108,13 @@ class BubblewrapSandbox:
     is_safe = True
 
     def __init__(self, binary: Path, version: str, runtime: Runtime, *, user: int | None, has_proc: bool = True) -> None:
+        super().__init__()
         self.sandbox_id = f"bubblewrap/{version}"
         self.packages = runtime.packages
         self._binary = binary
         self._runtime = runtime
         self._user = user
         self._filter = seccomp_filter()
-        self._sessions: list[RunningSession] = []
-        self._lock = threading.Lock()
         self._walls = self._fixed_arguments(has_proc)
         # Becoming another user inside Python means copying our page tables first; a small program does it without.
         self._changer = shutil.which("setpriv") if user is not None else None
@@ -142,24 +136,6 @@ class BubblewrapSandbox:
                 arguments += ["--symlink", f"/proc/self/fd/{number}", f"/dev/{name}"]
         # Semaphores and shared memory by name, and temporary files, are files of the working folder, and bounded with them.
         return [*arguments, "--symlink", WORK_FOLDER, "/dev/shm", "--symlink", WORK_FOLDER, "/tmp"]
-
-    def run(self, files: Mapping[str, bytes], arguments: Sequence[str], *, stdin: bytes = b"", limits: Limits = DEFAULT_LIMITS) -> Outcome:
-        """Runs one program to its end."""
-        files = checked_files(files)
-        begun = time.monotonic()
-        try:
-            child = self._launch(files, arguments, memory_file(stdin), limits)
-        except OSError as error:
-            return Outcome("sandbox-error", None, None, b"", f"sandbox: {error}".encode(), time.monotonic() - begun, 0.0, 0)
-        return Watch(child, limits).follow()
-
-    def start(self, files: Mapping[str, bytes], arguments: Sequence[str], *, limits: Limits = DEFAULT_LIMITS) -> RunningSession:
-        """Starts a program to talk to."""
-        checked = checked_files(files)
-        session = RunningSession(lambda stdin: self._launch(checked, arguments, stdin, limits), limits)
-        with self._lock:
-            self._sessions = [known for known in self._sessions if known.is_open] + [session]
-        return session
 
     def _launch(self, files: Mapping[str, bytes], arguments: Sequence[str], stdin: int, limits: Limits) -> BubblewrapChild:
         """Starts ``bwrap``; takes over ``stdin``."""
@@ -209,19 +185,6 @@ class BubblewrapSandbox:
             return BubblewrapChild(process, stdout, stderr, report, info)
         finally:
             opened.close()
-
-    def close(self) -> None:
-        """Ends the sessions that are still open."""
-        with self._lock:
-            sessions, self._sessions = self._sessions, []
-        for session in sessions:
-            session.abort()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
 
 
 def default_user() -> int | None:

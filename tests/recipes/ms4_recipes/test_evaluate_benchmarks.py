@@ -24,7 +24,7 @@ from ms4_evals.tasks.registry import build_tasks
 from ms4_recipes import evaluate
 from ms4_train.config.eval_tasks import AimeTask, LiveCodeBenchTask
 
-pytestmark = pytest.mark.data
+pytestmark = [pytest.mark.data, pytest.mark.usefixtures("sandboxed")]
 LEAST_TOKENS = 72_000
 
 

@@ -3,13 +3,13 @@
 import dataclasses
 
 import pytest
+from support.sandboxes import sandbox_or_skip
 
 from ms4_evals.graders.base import MATH_VERIFY, VERDICTS, Grade
 from ms4_evals.graders.integer import IntegerGrader
 from ms4_evals.graders.judge.grader import JudgeGrader
 from ms4_evals.graders.livecodebench.grader import LiveCodeBenchGrader
 from ms4_evals.graders.livecodebench.problem import CodeProblem, CodeTest
-from ms4_evals.sandbox.opening import open_sandbox
 from ms4_evals.tasks.base import TaskProblem
 
 
@@ -23,7 +23,7 @@ def graders():
     def never(request):
         raise AssertionError("an answer that is empty needs no judge")
 
-    with open_sandbox() as sandbox, LiveCodeBenchGrader(Tests(), sandbox) as code:
+    with sandbox_or_skip() as sandbox, LiveCodeBenchGrader(Tests(), sandbox) as code:
         yield [IntegerGrader(), JudgeGrader("1.0", never, "judge"), code]
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from support.sandboxes import sandbox_or_skip
 
 from ms4_evals.sandbox.base import Sandbox
-from ms4_evals.sandbox.opening import open_sandbox
 
 
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[Sandbox]:
-    with open_sandbox() as opened:
+    with sandbox_or_skip() as opened:
         yield opened
