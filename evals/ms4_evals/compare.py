@@ -146,9 +146,10 @@ def _pair_up(
         for side in (first, second)
     ]
     if missing := [name for name in tasks if not all(any(e.task == name for e in side.values()) for side in sides)]:
-        raise EvaluationError(
-            f"not both runs have the task {one_line(missing[0])}.", file=first.store.path, key="--task", fix="see `ms4 eval status STORE`."
-        )
+        held = [{e.task for e in side.store.evaluations(side.run.run_id)} for side in (first, second)]
+        both = ", ".join(map(one_line, sorted(held[0] & held[1])))
+        fix = f"name one of {both}." if both else "evaluate both on the same tasks."
+        raise EvaluationError(f"not both runs have the task {one_line(missing[0])}.", file=first.store.path, key="--task", fix=fix)
     pairs = [(evaluation, sides[1][column]) for column, evaluation in sides[0].items() if column in sides[1]]
     paired = {(evaluation.task, evaluation.mode) for evaluation, _ in pairs}
     for evaluation in sides[0].values():

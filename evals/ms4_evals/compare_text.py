@@ -21,7 +21,7 @@ SHOWN_PROBLEMS = 30
 
 def comparison_markdown(comparison: dict[str, Any]) -> str:
     """The comparison as Markdown: per task and mode the scores, the paired difference, the exact tests, and the problems that differ."""
-    first, second = (in_table(comparison[side]["label"]) for side in ("first", "second"))
+    first, second = map(in_table, _names(comparison))
     level = f"{100 * comparison['confidence']:g} %"
     lines = [f"# {first} against {second}", "", f"Differences are {first} - {second}.", ""]
     for task in comparison["tasks"]:
@@ -41,7 +41,7 @@ def comparison_markdown(comparison: dict[str, Any]) -> str:
 
 def comparison_tables(comparison: dict[str, Any]) -> Iterator[Table]:
     """The comparison as tables for a terminal: one of the scores, then one of the problems per task and mode."""
-    first, second = (one_line(comparison[side]["label"]) for side in ("first", "second"))
+    first, second = map(one_line, _names(comparison))
     level = f"{100 * comparison['confidence']:g} %"
     scores = Table(title=Text(f"{first} against {second}"), title_justify="left", title_style="bold")
     scores.add_column("task", overflow="fold")
@@ -56,6 +56,14 @@ def comparison_tables(comparison: dict[str, Any]) -> Iterator[Table]:
         for mode in task["modes"]:
             if mode["problems"]:
                 yield _problem_table(task, mode, first, second)
+
+
+def _names(comparison: dict[str, Any]) -> tuple[str, str]:
+    """What to call the two runs: their labels, with the starts of their ids where the labels are the same."""
+    first, second = comparison["first"], comparison["second"]
+    if first["label"] != second["label"]:
+        return first["label"], second["label"]
+    return f"{first['label']} [{first['run_id'][:6]}]", f"{second['label']} [{second['run_id'][:6]}]"
 
 
 def _mode_row(mode: dict[str, Any]) -> list[str]:

@@ -39,7 +39,10 @@ def grade_sample(grader: Grader, problem: TaskProblem, sample: Sample) -> Grade:
 
 
 class Grading:
-    """Grades samples of one store; a context manager that leaves no thread behind.
+    """Grades samples of one store; a context manager.
+
+    It leaves no thread behind, unless it is left by an error or Ctrl-C: then nobody waits for what is being graded, which may be a program
+    that runs for minutes. It ends when its sandbox or judge is closed, and is graded at the next start.
 
     Args:
         store: open to write; used in the calling thread only.
@@ -59,9 +62,9 @@ class Grading:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=error is None, cancel_futures=True)
         if error is None or isinstance(error, KeyboardInterrupt):
-            self.collect()  # what was graded while the pool wound up is not lost
+            self.collect()  # what is graded already is not lost
 
     @property
     def waiting(self) -> int:

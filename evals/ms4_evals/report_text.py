@@ -69,13 +69,20 @@ def headlines(report: dict[str, Any]) -> list[str]:
             state = "" if mode["complete"] else f"; left out: {left_out_text(mode)} of {mode['planned']:,} samples"
             lines.append(
                 f"  {mode['mode']:4}  {percent(score['value'])} %  ({interval(score)}), {chars['mean']:,.0f} characters,"
-                f" {tokens['mean']:,.0f} tokens{state}"
+                f" {tokens['mean']:,.0f} tokens{_unanswered(mode)}{state}"
             )
         if difference := task["high_minus_none"]:
             lines.append(
                 f"  high - none  {points(difference['value'])} points  ({points(difference['low'])} to {points(difference['high'])})"
             )
     return lines
+
+
+def _unanswered(mode: dict[str, Any]) -> str:
+    """``; 4 cut off, 2 no answer of 12 samples``: what a low score may be due to."""
+    counts = {"cut off": mode["verdicts"]["truncated"], "no answer": mode["verdicts"]["no-answer"]}
+    words = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    return f"; {words} of {mode['planned']:,} samples" if words else ""
 
 
 def left_out_text(mode: dict[str, Any]) -> str:

@@ -43,6 +43,9 @@ class Resources:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None and self._sandbox is not None:
+            # Nobody waits for the verdicts on what still runs, which may take minutes.
+            self._sandbox.close()
         self.close()
 
     def close(self) -> None:

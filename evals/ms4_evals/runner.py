@@ -96,6 +96,19 @@ def run_evaluations(
         MS4Error: the client or the store cannot go on; everything finished until then is stored.
     """
     store.register(run, config, client.versions(), [plan.evaluation for plan in plans])
+    try:
+        drawing, grading = _draw_and_grade(client, store, plans, run, progress, workers)
+    except BaseException:
+        store.forget_if_empty(run.run_id)  # a server that is down, a context that is too small: nothing has begun
+        raise
+    with contextlib.nullcontext(second_opinion) if second_opinion else SecondOpinion() as second:
+        _ask_second_opinions(store, plans, run, second)
+    return Outcome(drawing.reused, drawing.drawn, drawing.errors, grading.failed, tuple(grading.failures))
+
+
+def _draw_and_grade(
+    client: Client, store: ResultStore, plans: Sequence[Plan], run: RunRecord, progress: Progress, workers: int
+) -> tuple[_Drawing, Grading]:
     with Grading(store, workers=workers, on_grade=progress.graded) as grading:
         _grade_again(store, plans, run, grading)
         drawing = _Drawing(store, run, progress, grading)
@@ -109,9 +122,7 @@ def run_evaluations(
                 _grade_again(store, plans, run, grading)
             progress.grade(grading.waiting)
             grading.finish()
-    with contextlib.nullcontext(second_opinion) if second_opinion else SecondOpinion() as second:
-        _ask_second_opinions(store, plans, run, second)
-    return Outcome(drawing.reused, drawing.drawn, drawing.errors, grading.failed, tuple(grading.failures))
+    return drawing, grading
 
 
 class _Drawing:

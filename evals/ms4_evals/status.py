@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,20 +154,29 @@ def status_table(status: RunStatus) -> Table:
     """One run as a table for a terminal."""
     table = Table(title=Text(f"{one_line(status.label)} ({status.run_id[:8]})"), title_justify="left", title_style="bold")
     table.caption, table.caption_justify = Text(_speed_text(status)), "left"
-    table.add_column("task", overflow="fold")
-    table.add_column("mode")
-    for name in ("planned", "drawn", "graded", "missing", "ungraded", "errors"):
+    table.add_column("task", overflow="fold", min_width=12)
+    table.add_column("mode", no_wrap=True)
+    for name in ("drawn", "graded", "errors"):
         table.add_column(name, justify="right")
-    table.add_column("score so far %", justify="right")
+    table.add_column("score so far %", justify="right", no_wrap=True)
+    places: dict[tuple[str, str], list[Mapping[str, float | int]]] = {}
     for item in status.evaluations:
+        places.setdefault((item.evaluation.board_id, item.evaluation.mode), []).append(item.evaluation.sampling)
+    for item in status.evaluations:
+        others = places[item.evaluation.board_id, item.evaluation.mode]
+        mode = "\n".join([item.evaluation.mode, *_differing(item.evaluation.sampling, others)])
         errors = Text(", ".join(f"{count:,} {one_line(name)}" for name, count in item.errors.items()) or "0")
         errors.stylize("red" if item.errors else "")
-        numbers = (item.evaluation.planned, item.drawn, item.graded, item.missing, item.ungraded)
+        drawn = f"{item.drawn:,} of {item.evaluation.planned:,}"
+        graded = f"{item.graded:,}" + (f"\n{item.ungraded:,} waiting" if item.ungraded else "")
         shown = "-" if item.score is None else f"{percent(item.score.value)} [{percent(item.score.low)}, {percent(item.score.high)}]"
-        table.add_row(
-            Text(one_line(item.evaluation.title)), item.evaluation.mode, *(f"{number:,}" for number in numbers), errors, Text(shown)
-        )
+        table.add_row(Text(one_line(item.evaluation.title)), Text(mode), drawn, graded, errors, Text(shown))
     return table
+
+
+def _differing(sampling: Mapping[str, float | int], among: list[Mapping[str, float | int]]) -> list[str]:
+    """What tells an evaluation from those of the same task and mode that were sampled in another way."""
+    return [f"{one_line(name)} {value}" for name, value in sampling.items() if any(other.get(name) != value for other in among)]
 
 
 def duration(seconds: float) -> str:

@@ -179,7 +179,9 @@ def compare(
 def export(
     store: _Store,
     out: Annotated[Path, typer.Argument(help="File to write; .jsonl or .parquet.", show_default=False)],
-    run: _Run = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="Label of a run, or the start of its id.", show_default="every run of the store")
+    ] = None,
     file_format: Annotated[ExportFormat | None, typer.Option("--format", help="Default: by the ending of the file.")] = None,
 ) -> None:
     """Write every sample, with texts and verdicts, as JSON lines or Parquet."""

@@ -44,7 +44,7 @@ Examples:
 
   ms4 eval resume results.sqlite
 
-  ms4 eval resume results.sqlite --label tuned
+  ms4 eval resume results.sqlite --run tuned
 """
 TASKS_EXAMPLES = """
 Examples:
@@ -58,14 +58,18 @@ Examples:
 """
 
 
+_AllowErrors = Annotated[bool, typer.Option("--allow-errors", help="Give scores although samples ended in errors.")]
+_Unsafe = Annotated[
+    bool, typer.Option("--unsafe-no-sandbox", help="Run programs of models without a sandbox where there is none; rows are marked.")
+]
+
+
 @app.command("run", epilog=RUN_EXAMPLES)
 def run(
     file: Annotated[Path, typer.Argument(help="YAML file of the run (recipe: eval).", show_default=False)],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as often as needed.", show_default=False)] = None,
-    allow_errors: Annotated[bool, typer.Option("--allow-errors", help="Give scores although samples ended in errors.")] = False,
-    unsafe: Annotated[
-        bool, typer.Option("--unsafe-no-sandbox", help="Run programs of models without a sandbox where there is none; rows are marked.")
-    ] = False,
+    allow_errors: _AllowErrors = False,
+    unsafe: _Unsafe = False,
 ) -> None:
     """Evaluate a model and report score and output length in both reasoning modes."""
     from ms4_train.config import load_run
@@ -83,19 +87,23 @@ def run(
 @app.command("resume", epilog=RESUME_EXAMPLES)
 def resume(
     store: Annotated[Path, typer.Argument(help="SQLite file of the run.", show_default=False)],
-    label: Annotated[str | None, typer.Option("--label", help="Which run, where the store holds several.", show_default=False)] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--run", "--label", help="Label of a run, or the start of its id; needed where there are several.", show_default=False
+        ),
+    ] = None,
+    allow_errors: _AllowErrors = False,
+    unsafe: _Unsafe = False,
 ) -> None:
     """Go on with a run from what its store remembers of it, without its YAML file."""
+    from ms4_evals.compare import find_run
     from ms4_evals.store.results import ResultStore
     from ms4_recipes import evaluate as program
     from ms4_train.config.evaluation import EvalRun
 
     with ResultStore.read(store) as reader:
-        runs = {run.label: run for run in reader.runs() if label is None or run.label == label}
-        if len(runs) != 1:
-            names = ", ".join(run.label for run in reader.runs()) or "none"
-            raise EvaluationError(f"{len(runs)} runs fit; the store holds: {names}.", file=store, key="--label", fix="name one of them.")
-        (record,) = runs.values()
+        record = find_run(reader, name)
         values = reader.config(record.run_id)
     try:
         config = EvalRun.model_validate(values | {"store": str(store), "label": record.label})
@@ -103,7 +111,8 @@ def resume(
         raise EvaluationError(
             "the store does not remember a configuration that can be run.", file=store, fix="use `ms4 eval run FILE.yaml`."
         ) from error
-    program.run(config)
+    sandbox = config.sandbox.model_copy(update={"unsafe": config.sandbox.unsafe or unsafe})
+    program.run(config.model_copy(update={"allow_errors": config.allow_errors or allow_errors, "sandbox": sandbox}))
 
 
 @app.command("tasks", epilog=TASKS_EXAMPLES)

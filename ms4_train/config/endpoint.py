@@ -5,9 +5,10 @@ Exercise it: ``pytest tests/ms4_train/config/test_endpoint.py``.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 
 from ms4_train.config.section import Section
 
@@ -18,13 +19,29 @@ Price = Annotated[float, Field(ge=0)]
 class Server(Section):
     """One address that answers for the model."""
 
-    base_url: str = Field(pattern=r"^https?://\S+$", description="With its version, e.g. http://127.0.0.1:8000/v1.")
+    base_url: str = Field(description="With its version, e.g. http://127.0.0.1:8000/v1.")
     model: str | None = Field(default=None, description="Name of the model there; default: the only one that the server lists.")
     api_key_env: str | None = Field(
         default=None,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="Environment variable that holds the key. Keys never stand in files.",
     )
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_an_address(cls, text: str) -> str:
+        if not re.fullmatch(r"https?://\S+", text):
+            raise ValueError(f"{text[:80]!a} is no address; write it as http://127.0.0.1:8000/v1")
+        return text
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_variable(cls, text: str | None) -> str | None:
+        # The text is not repeated: it may be the key itself.
+        if text is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
+            raise ValueError(
+                "this is not the name of an environment variable; write the variable's name, such as MISTRAL_API_KEY, not the key"
+            )
+        return text
 
 
 class Prices(Section):

@@ -13,8 +13,6 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from ms4_train.config.endpoint import JudgeSection
 from ms4_train.config.section import Section
 
-_DATE = r"^\d{4}-\d{2}-\d{2}$"
-
 
 class ModeSampling(Section):
     """How answers are sampled in one reasoning mode."""
@@ -64,8 +62,8 @@ class LiveCodeBenchTask(Section):
         default=None,
         description="A published window: aa 2024-07 to 2024-12 (315 problems), v5 2024-08 to 2025-01 (279), v6 2024-08 to 2025-04 (454).",
     )
-    start_date: str | None = Field(default=None, pattern=_DATE, description="First day, e.g. 2024-08-01; instead of window.")
-    end_date: str | None = Field(default=None, pattern=_DATE, description="Last day, itself included.")
+    start_date: str | None = Field(default=None, description="First day, e.g. 2024-08-01; instead of window.")
+    end_date: str | None = Field(default=None, description="Last day, itself included.")
     difficulties: list[Literal["easy", "medium", "hard"]] | None = Field(default=None, min_length=1)
     platforms: list[Literal["leetcode", "atcoder", "codeforces"]] | None = Field(default=None, min_length=1)
     path: str | None = Field(
@@ -82,9 +80,11 @@ class LiveCodeBenchTask(Section):
     @classmethod
     def _is_a_day(cls, text: str | None) -> str | None:
         try:
-            return None if text is None else date.fromisoformat(text).isoformat()
+            if text is not None and (len(text) != 10 or date.fromisoformat(text).isoformat() != text):
+                raise ValueError
         except ValueError:
-            raise ValueError(f"there is no day {text}") from None
+            raise ValueError(f"there is no day {text[:40] if text else text}; write it as 2024-08-01") from None
+        return text
 
     @model_validator(mode="after")
     def _dates_are_in_order(self) -> Self:

@@ -50,6 +50,8 @@ class EvalRun(Section):
 
     @model_validator(mode="after")
     def _needs_one_model(self) -> Self:
-        if (self.model is None) == (self.endpoint is None):
-            raise ValueError("name either model: (run here on the engine) or endpoint: (a server), not both and not neither")
+        if self.model is not None and self.endpoint is not None:
+            raise ValueError("both model and endpoint are there; take one out: model is run here on the engine, endpoint is a server")
+        if self.model is None and self.endpoint is None:
+            raise ValueError("there is no model; add model: {path: ...}, run here, or endpoint: {servers: [{base_url: ...}]}, a server")
         return self

@@ -32,6 +32,10 @@ def is_section(annotation: Any) -> bool:
 def _child(annotation: Any, part: str | int) -> list[Any]:
     if isinstance(part, int):
         return alternatives(get_args(annotation)[0]) if get_origin(annotation) is list else []
+    if get_origin(annotation) is dict:
+        return alternatives(get_args(annotation)[1])
+    if annotation is Any:
+        return [Any]
     if is_section(annotation) and part in annotation.model_fields:
         return alternatives(annotation.model_fields[part].annotation)
     return []

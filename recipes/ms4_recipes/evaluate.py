@@ -14,17 +14,22 @@ from typing import Any
 from rich.console import Console
 
 from ms4_evals.clients.opening import open_client
+from ms4_evals.outside_text import one_line
 from ms4_evals.plots import report_plots
 from ms4_evals.progress import Progress
 from ms4_evals.report import build_report, write_report
 from ms4_evals.report_text import headlines
 from ms4_evals.resources import Resources
 from ms4_evals.runner import Outcome, make_plans, run_evaluations
+from ms4_evals.store.queries import error_examples, has_samples
 from ms4_evals.store.records import Evaluation, RunRecord
 from ms4_evals.store.results import ResultStore
 from ms4_evals.tasks.registry import build_tasks
 from ms4_train.config.evaluation import EvalRun
 from ms4_train.errors import EvaluationError
+
+_SHOWN_CHARACTERS = 300
+"""Of an error."""
 
 
 def run(config: EvalRun) -> Path:
@@ -47,6 +52,8 @@ def run(config: EvalRun) -> Path:
         with open_client(config, console) as (client, label):
             record = RunRecord(label=label, model=client.identity(), seed=config.seed)
             with ResultStore.open(config.store) as store:
+                if config.endpoint is not None:
+                    _refuse_another_label(store, record)
                 outcome = run_evaluations(
                     client,
                     store,
@@ -58,6 +65,7 @@ def run(config: EvalRun) -> Path:
                 )
                 evaluations = [plan.evaluation for plan in plans]
                 store.verify(record.run_id)
+                errors = {name: text for item in evaluations for name, text in error_examples(store, record.run_id, item).items()}
                 report = build_report(
                     store,
                     record,
@@ -74,7 +82,7 @@ def run(config: EvalRun) -> Path:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {text_path}", highlight=False, markup=False, soft_wrap=True)
     if not config.allow_errors:
-        _refuse_errors(report, outcome, config.store)
+        _refuse_errors(report, outcome, config.store, errors)
     return path
 
 
@@ -87,6 +95,20 @@ def require_usable_store(path: Path) -> None:
     if path.exists():
         with ResultStore.open(path):
             pass
+
+
+def _refuse_another_label(store: ResultStore, record: RunRecord) -> None:
+    """A server's model is known by its name alone, which two may share: answers of the first are not passed off as the second's."""
+    for known in store.runs():
+        if known.run_id == record.run_id and known.label != record.label and has_samples(store, record.run_id):
+            raise EvaluationError(
+                f"the answers of the server's model {one_line(str(record.model.get('endpoint_model')))} are here already, under the label"
+                f" {one_line(known.label)}; whether it is the same model cannot be told from its name.",
+                file=store.path,
+                key="label",
+                fix=f"write label={one_line(known.label)} to go on with them; for another model name another store, or serve it under"
+                " another name.",
+            )
 
 
 def report_folder(store: Path) -> Path:
@@ -137,16 +159,20 @@ def flat_metrics(report: dict[str, Any]) -> dict[str, float]:
     return metrics
 
 
-def _refuse_errors(report: dict[str, Any], outcome: Outcome, store: str) -> None:
+def _refuse_errors(report: dict[str, Any], outcome: Outcome, store: str, errors: dict[str, str]) -> None:
     """An evaluation with errors is not a result; saying so with an exit code keeps scripts from taking it for one."""
     if report["complete"]:
         return
     modes = [mode for task in report["tasks"] for mode in task["modes"]]
     lacking = sum(mode["planned"] - mode["graded"] for mode in modes)
     planned = sum(mode["planned"] for mode in modes)
-    why = f" Graders failed on {outcome.ungraded}: {outcome.grader_failures[0]}" if outcome.ungraded else ""
+    why = "".join(f" One was {one_line(name)}: {one_line(text)[:_SHOWN_CHARACTERS]}" for name, text in errors.items())
+    why += f" Graders failed on {outcome.ungraded}: {outcome.grader_failures[0]}" if outcome.ungraded else ""
+    again = "run the same command again, only those are repeated"
+    if "refused" in errors:
+        again = "change what the server refuses (model, max_tokens, the server's context, extra_body) and run the command again"
     raise EvaluationError(
         f"{lacking} of {planned} samples have no verdict, so there is no score.{why}",
         file=store,
-        fix="run the same command again, only those are repeated; allow_errors=true scores the others.",
+        fix=f"{again}; allow_errors=true scores the others.",
     )

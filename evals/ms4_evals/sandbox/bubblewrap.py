@@ -24,7 +24,7 @@ from pathlib import Path
 from ms4_evals.sandbox.base import Limits
 from ms4_evals.sandbox.launch import Descriptors, keeper_command, memory_file
 from ms4_evals.sandbox.launching import LaunchingSandbox
-from ms4_evals.sandbox.processes import process_allowance
+from ms4_evals.sandbox.processes import descendants, process_allowance
 from ms4_evals.sandbox.runtime import Runtime
 from ms4_evals.sandbox.seccomp import seccomp_filter
 
@@ -57,18 +57,14 @@ class BubblewrapChild:
         self.stderr = stderr
         self.report = report
         self._info = info
-        self._told = b""
         self._keeper: int | None = None
         self._handle: int | None = None
-        os.set_blocking(info, False)
 
     def keeper(self) -> int | None:
         """Process 1 of the sandbox, as bubblewrap names it to us before it starts anything."""
         if self._keeper is None:
-            with contextlib.suppress(BlockingIOError):
-                self._told += os.read(self._info, 4096)
             with contextlib.suppress(ValueError):
-                number = int(json.loads(self._told)["child-pid"])
+                number = int(json.loads(os.pread(self._info, 4096, 0))["child-pid"])
                 with contextlib.suppress(OSError):
                     self._handle = os.pidfd_open(number)
                     self._keeper = number
@@ -80,7 +76,11 @@ class BubblewrapChild:
             return
         self.keeper()
         if self._handle is None:
-            # Its child asked to die with it (--die-with-parent).
+            # Its child waits for it, for ever where it is gone.
+            self.process.send_signal(signal.SIGSTOP)
+            for number in descendants(self.process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
             self.process.kill()
             return
         with contextlib.suppress(ProcessLookupError):
@@ -120,7 +120,8 @@ class BubblewrapSandbox(LaunchingSandbox):
         self._changer = shutil.which("setpriv") if user is not None else None
 
     def _fixed_arguments(self, has_proc: bool) -> list[str]:
-        arguments = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session", "--as-pid-1"]
+        # Not --die-with-parent: killed at the wrong moment, bubblewrap leaves a child that waits for it for ever. The keeper sees to that end.
+        arguments = ["--unshare-all", "--unshare-user", "--disable-userns", "--new-session", "--as-pid-1"]
         arguments += ["--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox", "--clearenv"]
         for name, value in self._runtime.environment.items():
             arguments += ["--setenv", name, value]
@@ -142,9 +143,11 @@ class BubblewrapSandbox(LaunchingSandbox):
         opened = Descriptors()
         opened.add(stdin)
         try:
-            (stdout, stdout_end), (stderr, stderr_end), (report, report_end), (info, info_end) = (opened.pipe() for _ in range(4))
-            passed = [report_end, info_end]
-            command = [str(self._binary), *self._walls, "--info-fd", str(info_end)]
+            (stdout, stdout_end), (stderr, stderr_end), (report, report_end) = (opened.pipe() for _ in range(3))
+            # No pipe: when we are killed just now, writing to it would end bubblewrap while its child waits for it, for ever.
+            info = opened.add(os.memfd_create("info"))
+            passed = [report_end, info]
+            command = [str(self._binary), *self._walls, "--info-fd", str(info)]
             size = limits.file_bytes + sum(len(content) + 2 * _PAGE for content in files.values()) + _PAGE
             command += ["--perms", "0755", "--size", str(size), "--tmpfs", WORK_FOLDER]
             for name, content in files.items():

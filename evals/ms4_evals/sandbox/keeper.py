@@ -2,7 +2,8 @@
 
 It is handed to ``python -I -S -c`` (see ``keeper_command``), so it may use nothing but modules that the interpreter carries itself. In
 bubblewrap it is process 1 of the program's namespace: no signal from inside reaches it, and when it ends the kernel kills whatever is left.
-It writes to the report: ``started``; ``files`` when there were too many of them; ``failed WHY`` when the program cannot be started; and
+It ends, and with it the namespace, when nobody is left to read the report (a watcher that was killed) or when its own parent is gone.
+It writes to the report: a zero byte now and then; ``started``; ``files`` when there were too many of them; ``failed WHY`` when the program cannot be started; and
 ``ended STATUS CPU_SECONDS PEAK_KIB`` with the wait status of the program. A keeper that ends without that line failed itself.
 Exercise it: ``pytest tests/evals/ms4_evals/sandbox/test_keeper.py``.
 """
@@ -19,6 +20,7 @@ _PAUSE_SECONDS = 0.05
 # The size of the first thread's stack, and glibc's default for the others: the same on every machine.
 _STACK_BYTES = 8 << 20
 _MOST_AT_ONCE = 64
+_SIGN_SECONDS = 0.25
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
@@ -144,9 +146,13 @@ def _wait(program: int, folder: int, settings: dict[str, int]) -> tuple[int, flo
     import resource
 
     status = None
-    next_look = 0.0
+    next_look = next_sign = 0.0
     while status is None:
         if settings["is_isolated"]:
+            if time.monotonic() >= next_sign:
+                next_sign = time.monotonic() + _SIGN_SECONDS
+                # Fails when the watcher is gone, and that ends everything here.
+                posix.write(_REPORT, b"\0")
             # By the clock: signals that the program sends here must not put the look off.
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + _PAUSE_SECONDS
@@ -177,6 +183,7 @@ def main(arguments: list[str]) -> None:
     posix.closerange(_REPORT + 1, 1 << 20)
     if settings["is_isolated"]:
         _prctl(_PR_SET_DUMPABLE, 0)
+        _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL)
     else:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
         _prctl(_PR_SET_PDEATHSIG, _signal.SIGTERM)

@@ -1,10 +1,12 @@
-"""What every sandbox does that starts a process per program: runs followed to their end, sessions that are known and ended.
+"""What every sandbox does that starts a process per program: runs followed to their end, runs and sessions that are known and ended.
 
 Exercise it: ``pytest tests/evals/ms4_evals/sandbox/test_launching.py``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -23,6 +25,8 @@ class LaunchingSandbox(ABC):
 
     def __init__(self) -> None:
         self._sessions: list[RunningSession] = []
+        self._running: set[Child] = set()
+        self._is_closed = False
         self._lock = threading.Lock()
 
     @abstractmethod
@@ -38,23 +42,44 @@ class LaunchingSandbox(ABC):
         files = checked_files(files)
         begun = time.monotonic()
         try:
-            child = self._launch(files, arguments, memory_file(stdin), limits)
+            child = self._launch_unless_closed(files, arguments, memory_file(stdin), limits)
         except OSError as error:
             return Outcome("sandbox-error", None, None, b"", f"sandbox: {error}".encode(), time.monotonic() - begun, 0.0, 0)
-        return Watch(child, limits).follow()
+        with self._lock:
+            self._running.add(child)
+            if self._is_closed:
+                child.end()
+        try:
+            return Watch(child, limits).follow()
+        finally:
+            with self._lock:
+                self._running.discard(child)
 
     def start(self, files: Mapping[str, bytes], arguments: Sequence[str], *, limits: Limits = DEFAULT_LIMITS) -> RunningSession:
         """Starts a program to talk to."""
         checked = checked_files(files)
-        session = RunningSession(lambda stdin: self._launch(checked, arguments, stdin, limits), limits)
+        session = RunningSession(lambda stdin: self._launch_unless_closed(checked, arguments, stdin, limits), limits)
         with self._lock:
             self._sessions = [known for known in self._sessions if known.is_open] + [session]
+            is_closed = self._is_closed
+        if is_closed:
+            session.abort()
         return session
 
+    def _launch_unless_closed(self, files: Mapping[str, bytes], arguments: Sequence[str], stdin: int, limits: Limits) -> Child:
+        if self._is_closed:
+            os.close(stdin)
+            raise OSError("it is closed")
+        return self._launch(files, arguments, stdin, limits)
+
     def close(self) -> None:
-        """Ends the sessions that are still open."""
+        """Ends what still runs, in whatever thread, and starts nothing more: both come out as the sandbox's failure."""
         with self._lock:
+            self._is_closed = True
             sessions, self._sessions = self._sessions, []
+            for child in self._running:
+                with contextlib.suppress(OSError):
+                    child.end()
         for session in sessions:
             session.abort()
 

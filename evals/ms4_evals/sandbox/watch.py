@@ -148,7 +148,8 @@ class Watch:
         except BlockingIOError:
             return True
         if descriptor == self._child.report:
-            self._report += data[: _MAX_REPORT - len(self._report)]
+            # Zero bytes only show that the keeper can still write.
+            self._report += data.replace(b"\0", b"")[: _MAX_REPORT - len(self._report)]
             now = time.monotonic()
             if self._started is None and b"started\n" in self._report:
                 self._started = now

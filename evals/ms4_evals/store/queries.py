@@ -101,6 +101,21 @@ def counts(store: ResultStore, run_id: str, evaluation: Evaluation) -> Counts:
     return Counts(drawn, sum(row[1] for row in rows), dict(errors), problems, sum(row[4] for row in rows), drawn - failed)
 
 
+def has_samples(store: ResultStore, run_id: str) -> bool:
+    """Whether anything of a run was drawn."""
+    return next(store.select("SELECT EXISTS (SELECT 1 FROM samples WHERE run_id = ?)", (run_id,)))[0] == 1
+
+
+def error_examples(store: ResultStore, run_id: str, evaluation: Evaluation) -> dict[str, str]:
+    """What one sample of every class of errors ended in, the first that is stored."""
+    rows = store.select(
+        f"SELECT coalesce(s.error_class, 'unknown'), s.error, min(s.sample_id) {SAMPLES_OF_EVALUATION} AND s.error IS NOT NULL"
+        " GROUP BY 1 ORDER BY 1",
+        evaluation_parameters(run_id, evaluation),
+    )
+    return {name: text for name, text, _ in rows}
+
+
 def last_session(store: ResultStore, run_id: str) -> Session | None:
     """The latest start of a run, with what has come since; None for a run that another one has followed in this store."""
     latest = next(store.select("SELECT run_id, started, first_sample FROM sessions ORDER BY rowid DESC LIMIT 1"), None)

@@ -169,6 +169,13 @@ class ResultStore:
         )[0]
         return SampleTexts(row[0], row[1], None if row[2] is None else parse_json(row[2], file=self.path))
 
+    def forget_if_empty(self, run_id: str) -> None:
+        """Remove a run that has no sample, as if it had never been started."""
+        with self._transaction():
+            if self._connection.execute("SELECT 1 FROM samples WHERE run_id = ? LIMIT 1", (run_id,)).fetchone() is None:
+                for table in ("evaluations", "sessions", "runs"):
+                    self._connection.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))
+
     def verify(self, run_id: str) -> int:
         """Compare every record of a run with its seal; returns how many there are.
 

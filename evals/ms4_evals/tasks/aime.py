@@ -11,6 +11,7 @@ Exercise it: ``pytest tests/evals/ms4_evals/tasks/test_aime.py``.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,12 @@ from ms4_train.untrusted import iter_json_lines
 INSTRUCTION = "Put your final answer within \\boxed{}.\nThe answer is an integer between 0 and 999 inclusive."
 PROBLEMS_PER_YEAR = 30
 MAX_PROBLEM_CHARACTERS = 20_000
+
+# SHA-256 of the sorted answers with commas between: collections order and word the problems differently, and answers they share.
+_ANSWERS = {
+    2024: "742a564fce4a6b58bfe38bccf90063d821fd58862dd482a38433516725030592",
+    2025: "460408c33930d5addc9bb99376164c27aaf2ee3462830bc758950af25ae6b419",
+}
 
 # The closing instruction of the prompts in jianzhnie/LLMEval and other collections; ours takes its place.
 _FOREIGN_INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
@@ -77,13 +84,37 @@ def _task_of_year(section: AimeTask, year: int) -> QuestionTask:
     else:
         origin = _local_file(Path(section.path), year)
         problems = read_rows(iter_json_lines(origin), origin=origin, year=year)
+    notes = _check_answers(problems, origin, year)
     title = f"AIME {year}"
     if section.limit is not None and section.limit < len(problems):
         title += f", first {section.limit} of {len(problems)} problems"
         problems = problems[: section.limit]
     return QuestionTask(
-        name=f"aime_{year}", title=title, samples=section.samples, problems=problems, grader=IntegerGrader(), instruction=INSTRUCTION
+        name=f"aime_{year}",
+        title=title,
+        samples=section.samples,
+        problems=problems,
+        grader=IntegerGrader(),
+        instruction=INSTRUCTION,
+        notes=notes,
     )
+
+
+def _check_answers(problems: tuple[TaskProblem, ...], origin: str | Path, year: int) -> tuple[str, ...]:
+    """Notes about data whose answers are not the year's.
+
+    Raises:
+        EvaluationError: they are those of another year.
+    """
+    answers = ",".join(str(answer) for answer in sorted(int(problem.gold) for problem in problems))
+    digest = hashlib.sha256(answers.encode()).hexdigest()
+    if year in _ANSWERS and digest == _ANSWERS[year]:
+        return ()
+    for other, known in _ANSWERS.items():
+        if digest == known:
+            fix = f"write years: [{other}], or name the file of {year}."
+            raise EvaluationError(f"these are the problems of {other}, not of {year}.", file=origin, key="years", fix=fix)
+    return (f"data: {origin}, whose answers are not the published ones",) if year in _ANSWERS else ()
 
 
 def _local_file(path: Path, year: int) -> Path:

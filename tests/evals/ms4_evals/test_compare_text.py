@@ -50,6 +50,12 @@ def test_markdown_has_the_numbers_and_every_problem(comparison):
     assert text.count("| t/") == COUNT - 1
 
 
+def test_two_runs_of_one_label_are_told_apart(comparison):
+    same = comparison | {"first": {"label": "one", "run_id": "aaaaaaaa"}, "second": {"label": "one", "run_id": "bbbbbbbb"}}
+    assert comparison_markdown(same).startswith("# one \\[aaaaaa] against one \\[bbbbbb]")
+    assert "one [aaaaaa] against one [bbbbbb]" in on_terminal(same)
+
+
 def test_a_terminal_shows_the_first_problems_and_says_how_many_there_are(comparison):
     text = on_terminal(comparison)
     assert "+97.5" in text

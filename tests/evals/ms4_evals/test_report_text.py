@@ -137,6 +137,10 @@ def test_headlines_for_a_terminal(report, tmp_path):
     assert [line.split()[0] for line in lines[1:]] == ["none", "high", "high"]
     assert f"{percent(report['tasks'][0]['modes'][1]['score']['value'])} %" in lines[2]
     assert "points" in lines[3]
+    verdicts = report["tasks"][0]["modes"][1]["verdicts"]
+    unanswered = report["tasks"][0]["modes"][1] | {"verdicts": verdicts | {"truncated": 2, "no-answer": 1}}
+    changed = headlines(report | {"tasks": [report["tasks"][0] | {"modes": [unanswered]}]})
+    assert changed[1].endswith("; 2 cut off, 1 no answer of 12 samples")
 
     def rule(evaluation, problem, index):
         return failed_sample("server") if problem == 0 else code_rule(evaluation, problem, index)

@@ -1,6 +1,7 @@
 """What a store holds and how far it is, beside a real writer in another process."""
 
 import contextlib
+import dataclasses
 import datetime
 import io
 import os
@@ -126,8 +127,27 @@ def test_values_and_table(path):
     console = Console(file=io.StringIO(), width=150)
     console.print(status_table(statuses[0]))
     text = console.file.getvalue()
-    for phrase in ("1 rate-limit", "50.0 [", "not running", "T, 4 problems"):
+    for phrase in ("4 of 8", "1 waiting", "1 rate-limit", "50.0 [", "not running", "T, 4 problems"):
         assert phrase in text
+
+
+def test_a_terminal_of_eighty_columns_cuts_no_word(path):
+    console = Console(file=io.StringIO(), width=80)
+    with ResultStore.read(path) as store:
+        console.print(status_table(store_status(store)[0]))
+    lines = console.file.getvalue().splitlines()
+    assert "…" not in "".join(lines)
+    assert max(map(len, lines)) <= 80
+    assert all(any(word in line.split() for line in lines) for word in ("problems", "none", "high", "drawn", "graded", "errors"))
+
+
+def test_other_sampling_is_told_apart(tmp_path):
+    short = dataclasses.replace(HIGH, sampling={"max_tokens": 7}, sampling_id="s", column_id="c")
+    path = write_store(tmp_path / "r.sqlite", {"made": rule}, [HIGH, short])
+    console = Console(file=io.StringIO(), width=80)
+    with ResultStore.read(path) as store:
+        console.print(status_table(store_status(store)[0]))
+    assert "max_tokens 7" in console.file.getvalue()
 
 
 def test_hostile_labels_do_not_steer_the_terminal(tmp_path):

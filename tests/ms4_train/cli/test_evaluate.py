@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from support.eval_files import eval_run, write_model
 
+from ms4_evals.store.results import ResultStore
 from ms4_train.cli.main import main
 from ms4_train.config import EvalRun, load_run, to_yaml
 
@@ -153,7 +154,24 @@ def test_resuming_needs_one_run(files, tmp_path, capsys):
         ms4(capsys, "eval", "run", files / "run.yaml", f"store={store}", f"label=run{seed}", f"seed={seed}")
     code, _, err = ms4(capsys, "eval", "resume", store)
     assert code == 2
-    assert "run0, run1" in err
-    code, out, _ = ms4(capsys, "eval", "resume", store, "--label", "run1")
+    assert "run0 (" in err
+    assert "run1 (" in err
+    for option in ("--run", "--label"):
+        code, out, _ = ms4(capsys, "eval", "resume", store, option, "run1")
+        assert code == 0
+        assert "0 samples drawn" in out
+
+
+def test_of_two_runs_of_one_label_none_is_taken_for_the_other(files, tmp_path, capsys):
+    store = tmp_path / "r.sqlite"
+    for seed in (0, 1):
+        ms4(capsys, "eval", "run", files / "run.yaml", f"store={store}", "label=same", f"seed={seed}")
+    with ResultStore.read(store) as reader:
+        first = reader.runs()[0].run_id
+    for arguments in ([], ["--run", "same"]):
+        code, _, err = ms4(capsys, "eval", "resume", store, *arguments)
+        assert code == 2
+        assert first[:8] in err
+    code, out, _ = ms4(capsys, "eval", "resume", store, "--run", first[:8])
     assert code == 0
-    assert "0 samples drawn" in out
+    assert f"same-{first[:8]}.md" in out.replace("\n", "")

@@ -36,5 +36,13 @@ def test_what_makes_no_sense_is_refused(change):
 
 @pytest.mark.parametrize("name", ["sk-1234", "a b", "", "9KEY"])
 def test_a_key_in_place_of_its_variables_name_is_refused(name):
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError) as caught:
         Server.model_validate({"base_url": "http://h/v1", "api_key_env": name})
+    (problem,) = caught.value.errors()
+    assert "not the key" in problem["msg"]
+    assert name not in problem["msg"] or not name, "it may be the key itself"
+
+
+def test_an_address_without_its_scheme_is_told_how_to_be_written():
+    with pytest.raises(ValidationError, match=r"'127.0.0.1:8000/v1' is no address; write it as http://"):
+        Server.model_validate({"base_url": "127.0.0.1:8000/v1"})

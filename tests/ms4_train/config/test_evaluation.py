@@ -30,3 +30,12 @@ def test_the_task_key_chooses_the_section():
 def test_bounds(changes):
     with pytest.raises(ValidationError):
         run(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"model": None}, "there is no model"), ({"endpoint": {"servers": [{"base_url": "http://h/v1"}]}}, "both model and endpoint")],
+)
+def test_one_model_is_named(changes, words):
+    with pytest.raises(ValidationError, match=words):
+        run(**changes)

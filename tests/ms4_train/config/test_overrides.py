@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ms4_train.config.evaluation import EvalRun
 from ms4_train.config.overrides import apply_overrides, parse_override
 from ms4_train.config.schema import SftRun
 from ms4_train.errors import ConfigError
@@ -63,6 +64,19 @@ def test_apply(overrides, path, value):
         values = values[part]
     assert values == value
     assert overrides[-1] in places.values()
+
+
+@pytest.mark.parametrize(
+    ("text", "body"),
+    [
+        ("endpoint.extra_body.seed=null", {"seed": None, "top_k": 1}),
+        ("endpoint.extra_body.chat_template_kwargs.effort=high", {"top_k": 1, "chat_template_kwargs": {"effort": "high"}}),
+        ("endpoint.extra_body.top_k=2", {"top_k": 2}),
+    ],
+)
+def test_a_section_of_free_keys_takes_any_key(text, body):
+    values, _ = apply_overrides({"recipe": "eval", "endpoint": {"extra_body": {"top_k": 1}}}, EvalRun, [text])
+    assert values["endpoint"]["extra_body"] == body
 
 
 def test_the_original_stays_as_it_was():

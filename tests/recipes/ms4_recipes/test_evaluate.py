@@ -5,8 +5,10 @@ import json
 
 import pytest
 from support.eval_files import eval_run, stored_texts, write_model, write_ones_adapter
+from support.made_stores import made_evaluation, right_or_wrong, write_store
 
 from ms4_evals.clients.engine import EngineClient
+from ms4_evals.runner import Outcome
 from ms4_evals.store.results import ResultStore
 from ms4_recipes import evaluate
 from ms4_train.errors import EngineError, EvaluationError, MS4Error
@@ -95,7 +97,7 @@ def test_a_request_that_does_not_fit_is_refused_before_the_first_sample(model, t
     store = tmp_path / "r.sqlite"
     with pytest.raises(EngineError, match="max_context"):
         evaluate.run(eval_run(model, store, tasks=ONE_TASK, engine={"max_context": 20}))
-    assert samples_of(store) == {"tiny": []}
+    assert samples_of(store) == {}, "a run that could not begin leaves nothing"
 
 
 def test_errors_end_in_a_report_that_says_so_and_in_an_error(model, tmp_path, monkeypatch):
@@ -108,13 +110,39 @@ def test_errors_end_in_a_report_that_says_so_and_in_an_error(model, tmp_path, mo
 
     config = eval_run(model, tmp_path / "r.sqlite", tasks=ONE_TASK)
     monkeypatch.setattr(EngineClient, "_sample_answer", losing)
-    with pytest.raises(EvaluationError, match="2 of 12 samples"):
+    with pytest.raises(EvaluationError, match=r"2 of 12 samples .*One was unknown: lost.*Fix: run the same command again"):
         evaluate.run(config)
     (path,) = (tmp_path / "r-reports").glob("*.json")
     assert not json.loads(path.read_text())["complete"]
     monkeypatch.undo()
     evaluate.run(config)
     assert json.loads(path.read_text())["complete"]
+
+
+def test_what_a_server_refuses_is_told_and_not_to_be_tried_again():
+    report = {"complete": False, "tasks": [{"modes": [{"planned": 2, "graded": 0}]}]}
+    outcome = Outcome(reused=0, drawn=2, errors=2)
+    with pytest.raises(EvaluationError, match=r"One was refused: HTTP 400: too long") as caught:
+        evaluate._refuse_errors(report, outcome, "r.sqlite", {"refused": "HTTP 400: too\nlong"})
+    assert "max_tokens" in caught.value.fix
+    assert "same command" not in caught.value.fix
+
+
+def test_answers_of_a_server_are_not_given_to_another_label(tmp_path):
+    """Two models may be served under one name, so another label may mean another model."""
+    evaluation = made_evaluation("t", "none", 2, 1)
+    rule = right_or_wrong(lambda *_: True)
+    path = write_store(tmp_path / "r.sqlite", {"base": rule}, [evaluation])
+    with ResultStore.read(path) as store:
+        (known,) = store.runs()
+        evaluate._refuse_another_label(store, known)
+        with pytest.raises(EvaluationError, match="under the label base") as caught:
+            evaluate._refuse_another_label(store, dataclasses.replace(known, label="tuned"))
+        assert caught.value.fix.startswith("write label=base")
+        evaluate._refuse_another_label(store, dataclasses.replace(known, label="tuned", seed=9))
+    empty = write_store(tmp_path / "e.sqlite", {"base": lambda *_: None}, [evaluation])
+    with ResultStore.read(empty) as store:
+        evaluate._refuse_another_label(store, dataclasses.replace(known, label="tuned"))
 
 
 def test_numbers_for_trackers(model, tmp_path):

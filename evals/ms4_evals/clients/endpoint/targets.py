@@ -118,7 +118,7 @@ class Target:
         if names is not None and len(names) == 1:
             return names[0]
         if names is None:
-            message = "the server lists no models"
+            message = "the server lists no models" + ("" if "/v" in self.base_url else " there (does base_url lack its /v1?)")
         else:
             shown = ", ".join(one_line(name)[:80] for name in names[:MODELS_SHOWN])
             message = f"the server lists {len(names)} models" + (f": {shown}{' ...' if len(names) > MODELS_SHOWN else ''}" if names else "")

@@ -71,8 +71,9 @@ class LiveCodeBenchGrader:
         self.close()
 
     def close(self) -> None:
-        """End the threads, once the tests in flight are done."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """End the threads, once the tests handed to them are done; where the sandbox was closed before, that is at once."""
+        # Not cancel_futures: whoever is in concurrent.futures.wait for a test would never hear that it was cancelled.
+        self._pool.shutdown(wait=True)
 
     def grade(self, problem: TaskProblem, answer: str, *, is_truncated: bool) -> Grade:
         """The strict verdict on an answer, with the official one as opinion.

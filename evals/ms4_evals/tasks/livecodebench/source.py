@@ -20,6 +20,8 @@ from ms4_train.untrusted import parse_json
 from ms4_train.untrusted.files import open_regular
 
 DEFAULT_CACHE_BYTES = 256 << 20
+_EMPTY_BYTES = 100
+"""An empty list of tests has 28 to 44 bytes, compressed and in base64."""
 
 
 def digest_of_tests(row: Row) -> str:
@@ -65,6 +67,17 @@ class StoredTests:
                 known = self._decode(self._rows[question_id])
                 self._keep(question_id, known)
         return known
+
+    def untested(self) -> list[str]:
+        """Ids of problems without any test that can be read, which nothing can grade. Only rows too short to hold many are decoded."""
+        found: list[str] = []
+        for row in self._rows.values():
+            if row.private_tests.length <= _EMPTY_BYTES and len(row.public_tests) <= _EMPTY_BYTES:
+                try:
+                    self.problem(row.question_id)
+                except EvaluationError:
+                    found.append(row.question_id)
+        return found
 
     def _known(self, question_id: str) -> CodeProblem | None:
         with self._bookkeeping:

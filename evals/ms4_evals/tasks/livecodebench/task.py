@@ -21,6 +21,8 @@ from ms4_evals.tasks.livecodebench.source import StoredTests, digest_of_tests
 from ms4_train.config.eval_tasks import LiveCodeBenchTask
 from ms4_train.errors import EvaluationError
 
+_SHOWN_NAMES = 5
+
 
 @dataclass(frozen=True)
 class CodeTask:
@@ -70,6 +72,7 @@ def livecodebench_task(section: LiveCodeBenchTask, grader_factory: Callable[[Tes
             fix="widen them, or check that the data holds those days.",
         )
     kept = selected[: section.limit]
+    tests = StoredTests(kept)
     # The prompt is part of the id: answers are stored and seeded by it, and one run may ask the same problem in both ways.
     prefix = "livecodebench" if section.prompt == "official" else f"livecodebench_{section.prompt}"
     problems = tuple(_problem(prefix, row) for row in kept)
@@ -78,10 +81,10 @@ def livecodebench_task(section: LiveCodeBenchTask, grader_factory: Callable[[Tes
         title=_title(section, window, len(selected), len(kept)),
         samples=section.samples,
         problems=problems,
-        grader=grader_factory(StoredTests(kept)),
+        grader=grader_factory(tests),
         style=section.prompt,
         questions={problem.problem_id: (row.statement, row.starter_code) for problem, row in zip(problems, kept, strict=True)},
-        notes=_notes(path, problems),
+        notes=(*_notes(path, problems), *_untested_notes(tests)),
     )
 
 
@@ -108,6 +111,15 @@ def _notes(path: Path | None, problems: tuple[TaskProblem, ...]) -> tuple[str, .
     flagged = sum("errata" in problem.facts for problem in problems)
     errata = f"{flagged} of {len(problems)} problems are known to be graded wrongly (errata); reports give scores without them too"
     return (data, errata) if flagged else (data,)
+
+
+def _untested_notes(tests: StoredTests) -> tuple[str, ...]:
+    """Said before the first answer is paid for, because such a problem keeps the task without a score."""
+    names = tests.untested()
+    if not names:
+        return ()
+    shown = ", ".join(names[:_SHOWN_NAMES]) + (" ..." if len(names) > _SHOWN_NAMES else "")
+    return (f"warning: {len(names)} problems have no tests, so they cannot be graded and there will be no score; drop their rows: {shown}",)
 
 
 def _filters(section: LiveCodeBenchTask) -> list[str]:

@@ -7,7 +7,16 @@ import pytest
 from support.made_stores import failed_sample, fill, made_evaluation, made_run, right_or_wrong, write_store
 
 from ms4_evals.graders.base import Grade
-from ms4_evals.store.queries import EXPORT_COLUMNS, count_ungraded, counts, failure_classes, last_session, sample_rows
+from ms4_evals.store.queries import (
+    EXPORT_COLUMNS,
+    count_ungraded,
+    counts,
+    error_examples,
+    failure_classes,
+    has_samples,
+    last_session,
+    sample_rows,
+)
 from ms4_evals.store.results import ResultStore
 
 EVALUATION = made_evaluation(problems=3, samples=3)
@@ -34,6 +43,15 @@ def test_counts(path):
     assert (found.drawn, found.ungraded, found.errors) == (6, 1, {"server": 1, "timeout": 1})
     assert found.problems == [(2, 3)]
     assert (found.seconds, found.timed) == (9.0, 4)
+
+
+def test_an_example_of_every_class_of_errors(path):
+    with ResultStore.read(path) as store:
+        found = error_examples(store, RUN.run_id, EVALUATION)
+        assert has_samples(store, RUN.run_id)
+        assert not has_samples(store, "another")
+    assert list(found) == ["server", "timeout"]
+    assert all(isinstance(text, str) and text for text in found.values())
 
 
 def test_nothing_is_counted_before_anything_is_drawn(tmp_path):

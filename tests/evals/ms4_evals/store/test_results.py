@@ -208,3 +208,15 @@ def test_a_damaged_json_value_is_an_error_of_ours(store, evaluation):
         store.runs()
     assert str(store.path) in str(caught.value)
     assert not isinstance(caught.value, sqlite3.Error | ValueError)
+
+
+def test_a_run_without_samples_is_forgotten_and_one_with_samples_is_not(store, evaluation):
+    add(store, evaluation)
+    other = RunRecord("other", {"weights": "xyz"}, 0)
+    store.register(other, {}, {}, [evaluation])
+    assert [run.label for run in store.runs()] == ["tiny", "other"]
+    for run in (other, RUN):
+        store.forget_if_empty(run.run_id)
+    assert [run.label for run in store.runs()] == ["tiny"]
+    assert len(store.graded_samples(RUN.run_id, evaluation)) == 1
+    assert store.evaluations(RUN.run_id) == [evaluation]

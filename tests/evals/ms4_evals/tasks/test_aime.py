@@ -9,7 +9,7 @@ from ms4_evals.graders.integer import IntegerGrader
 from ms4_evals.tasks import aime
 from ms4_evals.tasks.aime import aime_tasks
 from ms4_train.config.evaluation import AimeTask
-from ms4_train.errors import MissingDependencyError, MS4Error
+from ms4_train.errors import EvaluationError, MissingDependencyError, MS4Error
 
 
 def rows(count=30):
@@ -70,6 +70,28 @@ def test_foreign_instructions_are_taken_off_and_nothing_else():
     problems = aime.read_rows(numbered, origin="f", year=2025)
     assert (problems[0].question, problems[0].gold) == ("How many?", "12")
     assert problems[1].question == keep["problem"]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("year", "file"), [(2024, "aime25.jsonl"), (2025, "aime24.jsonl"), (2026, "aime25.jsonl")])
+def test_another_years_file_is_refused(data_folder, year, file):
+    """Its scores would be said to be of a year whose problems nobody was asked."""
+    with pytest.raises(EvaluationError, match=rf"problems of 20{file[4:6]}, not of {year}") as caught:
+        aime_tasks(section(data_folder / "aime" / file, years=[year], limit=1))
+    assert caught.value.key == "years"
+
+
+@pytest.mark.data
+def test_only_other_answers_than_the_published_ones_are_noted(data_folder, tmp_path):
+    path = data_folder / "aime" / "aime25.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    (shuffled,) = aime_tasks(section(write(tmp_path / "a.jsonl", lines[::-1])))
+    assert shuffled.notes == ()
+    row = json.loads(lines[0]) | {"answer": 71}
+    (changed,) = aime_tasks(section(write(tmp_path / "b.jsonl", [row, *lines[1:]])))
+    assert "not the published ones" in changed.notes[0]
+    (unknown,) = aime_tasks(section(write(tmp_path / "c.jsonl", rows()), years=[2026]))
+    assert unknown.notes == ()
 
 
 def test_a_limit_is_named_in_the_title(tmp_path):

@@ -124,6 +124,8 @@ def test_a_wrong_path_needs_a_name_and_is_then_for_the_first_request_to_find():
     with FlakyServer() as server:
         wrong = server.base_url.removesuffix("/v1") + "/v2"
         assert "lists no models" in refused(target(wrong)).message
+        assert "lack its /v1" not in refused(target(wrong)).message
+        assert "lack its /v1" in refused(target(server.base_url.removesuffix("/v1"))).message
         assert prepare(target(wrong, model="x")).model == "x"
 
 

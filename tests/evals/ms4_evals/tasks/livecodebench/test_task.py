@@ -136,6 +136,15 @@ def test_one_run_may_ask_the_same_problem_in_both_ways(tmp_path):
     assert ids == {"livecodebench/a", "livecodebench_reasoning/a"}
 
 
+def test_problems_without_tests_are_named_before_they_are_asked(tmp_path):
+    row = [code_row("abc301_a"), code_row("abc301_b", public=[], private=[]), code_row("abc301_c", public=[])]
+    *_, note = task_of(write_rows(tmp_path / "rows.jsonl", row)).notes
+    assert note.startswith("warning: 1 problems have no tests")
+    assert note.endswith(": abc301_b")
+    row[1] = code_row("abc301_b", private=[])
+    assert not [note for note in task_of(write_rows(tmp_path / "all.jsonl", row)).notes if "warning" in note]
+
+
 def test_notes_name_the_data_and_the_errata(tmp_path, monkeypatch):
     path = write_rows(tmp_path / "f.jsonl", [code_row("abc337_e"), code_row("b")])
     assert task_of(path).notes == (
