@@ -55,8 +55,9 @@ class Grading:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="grading")
         self._on_grade = on_grade
         self._waiting: dict[Future[Grade], _Waiting] = {}
+        self._asked: set[_Waiting] = set()
+        self._failed: set[_Waiting] = set()
         self.failures: list[str] = []
-        self.failed = 0
 
     def __enter__(self) -> Grading:
         return self
@@ -67,6 +68,11 @@ class Grading:
             self.collect()  # what is graded already is not lost
 
     @property
+    def failed(self) -> int:
+        """Samples whose grader failed and has not succeeded since."""
+        return len(self._failed)
+
+    @property
     def waiting(self) -> int:
         """Samples without a verdict yet."""
         return len(self._waiting)
@@ -74,7 +80,9 @@ class Grading:
     def add(self, run_id: str, sample: Sample, grader: Grader, problem: TaskProblem, planned: PlannedProblem) -> None:
         """Store a sample and have it graded."""
         if sample.error is not None or grader.is_instant:
-            self._store.add(run_id, sample, self._grade_now(grader, problem, sample), planned.grading_id)
+            grade = self._grade_now(grader, problem, sample)
+            sample_id = self._store.add(run_id, sample, None if isinstance(grade, GradingFailure) else grade, planned.grading_id)
+            self._settle(_Waiting(sample_id, planned.grading_id), grade)
         else:
             self._later(self._store.add(run_id, sample, None, planned.grading_id), sample, grader, problem, planned)
         self.collect()
@@ -84,8 +92,11 @@ class Grading:
         if sample.error is None and not grader.is_instant:
             self._later(sample_id, sample, grader, problem, planned)
             self.collect()
-        elif (grade := self._grade_now(grader, problem, sample)) is not None:
+            return
+        grade = self._grade_now(grader, problem, sample)
+        if not isinstance(grade, GradingFailure):
             self._store.add_grade(sample_id, planned.grading_id, grade)
+        self._settle(_Waiting(sample_id, planned.grading_id), grade)
 
     def collect(self) -> None:
         """Store the verdicts that have come in; does not wait."""
@@ -100,27 +111,35 @@ class Grading:
                 self._finish(future)
 
     def _later(self, sample_id: int, sample: Sample, grader: Grader, problem: TaskProblem, planned: PlannedProblem) -> None:
-        future = self._pool.submit(grade_sample, grader, problem, sample)
-        self._waiting[future] = _Waiting(sample_id, planned.grading_id)
+        waiting = _Waiting(sample_id, planned.grading_id)
+        if waiting in self._asked:
+            return  # windows of one benchmark overlap: another task of this run has asked for this very verdict
+        self._asked.add(waiting)
+        self._waiting[self._pool.submit(grade_sample, grader, problem, sample)] = waiting
 
-    def _grade_now(self, grader: Grader, problem: TaskProblem, sample: Sample) -> Grade | None:
+    def _grade_now(self, grader: Grader, problem: TaskProblem, sample: Sample) -> Grade | GradingFailure:
         try:
             return grade_sample(grader, problem, sample)
         except GradingFailure as failure:
-            self._note(failure)
-            return None
+            return failure
 
     def _finish(self, future: Future[Grade]) -> None:
         waiting = self._waiting.pop(future)
         try:
             grade = future.result()
         except (GradingFailure, concurrent.futures.CancelledError) as failure:
-            self._note(failure)
+            self._asked.discard(waiting)
+            self._settle(waiting, failure)
             return
         self._store.add_grade(waiting.sample_id, waiting.grading_id, grade)
+        self._settle(waiting, grade)
         self._on_grade()
 
-    def _note(self, failure: BaseException) -> None:
-        self.failed += 1
+    def _settle(self, graded: _Waiting, outcome: Grade | BaseException) -> None:
+        """Count a sample among those whose grader failed, or no longer."""
+        if not isinstance(outcome, BaseException):
+            self._failed.discard(graded)
+            return
+        self._failed.add(graded)
         if len(self.failures) < _FAILURES_LISTED:
-            self.failures.append(str(failure) or type(failure).__name__)
+            self.failures.append(str(outcome) or type(outcome).__name__)

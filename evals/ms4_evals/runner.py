@@ -16,7 +16,7 @@ from ms4_evals.clients.base import Client, SampleAnswer, SampleRequest
 from ms4_evals.graders.base import MATH_VERIFY
 from ms4_evals.graders.second_opinion import SecondOpinion
 from ms4_evals.grading import DEFAULT_WORKERS, Grading
-from ms4_evals.identity import sample_seed
+from ms4_evals.identity import content_hash, sample_seed
 from ms4_evals.progress import Progress
 from ms4_evals.store.records import Evaluation, PlannedProblem, RunRecord, Sample
 from ms4_evals.store.results import ResultStore
@@ -67,6 +67,16 @@ def make_plans(tasks: Sequence[Task], modes: ModesSection) -> list[Plan]:
     if not samplings:
         raise EvaluationError("both modes are off.", key="modes", fix="leave `none` or `high` on.")
     return [Plan(task, _plan_evaluation(task, mode, sampling)) for task in tasks for mode, sampling in samplings.items()]
+
+
+def repeat_notes(plans: Sequence[Plan]) -> list[str]:
+    """A sentence for every plan that draws several samples without chance: most engines then give the same answer each time."""
+    return [
+        f"{plan.evaluation.title}, mode {plan.evaluation.mode}: temperature 0, so its {plan.evaluation.samples} samples of a problem"
+        " may be copies, and pass@k, cons@k and the standard error over runs say nothing"
+        for plan in plans
+        if plan.evaluation.samples > 1 and plan.evaluation.sampling["temperature"] == 0
+    ]
 
 
 def run_evaluations(
@@ -152,6 +162,7 @@ class _Drawing:
                 request = _sample_request(plan, problem, index, self._run.seed)
                 # Windows of one benchmark may overlap; what they share is drawn once, and belongs to both.
                 if request.request_id in self._wanted:
+                    _require_same_prompt(self._wanted[request.request_id][3], planned)
                     self.shared += 1
                 else:
                     self._wanted[request.request_id] = (request, plan, problem, planned)
@@ -241,6 +252,16 @@ def _sample(request: SampleRequest, answer: SampleAnswer, evaluation: Evaluation
     )
 
 
+def _require_same_prompt(first: PlannedProblem, second: PlannedProblem) -> None:
+    """Samples that two tasks of a run share are drawn once; that holds only where both ask the same thing."""
+    if first.prompt_id != second.prompt_id:
+        raise EvaluationError(
+            f"two tasks ask the problem {first.problem_id} in different words.",
+            key="tasks",
+            fix="run them one after the other: the store keeps both.",
+        )
+
+
 def _storable(text: str) -> str:
     """The text with lone surrogates, which UTF-8 cannot hold, replaced by question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")
@@ -255,17 +276,18 @@ def _grade_again(store: ResultStore, plans: Sequence[Plan], run: RunRecord, grad
 
 
 def _ask_second_opinions(store: ResultStore, plans: Sequence[Plan], run: RunRecord, second: SecondOpinion) -> None:
-    known: dict[tuple[str, str], str] = {}
+    known: dict[str, str] = {}  # by hash: the answers of a whole run are not held at once
     for evaluation in (plan.evaluation for plan in plans if plan.evaluation.second_grader == MATH_VERIFY):
         grading_ids = {problem.problem_id: problem.grading_id for problem in evaluation.problems}
         asked: list[tuple[str, int, str]] = []
         for sample in store.graded_samples(run.run_id, evaluation):
             if sample.opinion is not None or sample.error is not None:
                 continue
-            question = (store.texts(sample).answer, sample.gold)
-            if question not in known:
-                known[question] = second.ask(*question) if question[0].strip() else "wrong"
-            asked.append((known[question], sample.sample_id, grading_ids[sample.problem_id]))
+            answer = store.texts(sample).answer
+            key = content_hash([answer, sample.gold])
+            if key not in known:
+                known[key] = second.ask(answer, sample.gold) if answer.strip() else "wrong"
+            asked.append((known[key], sample.sample_id, grading_ids[sample.problem_id]))
             if len(asked) >= _OPINIONS_PER_COMMIT:
                 store.set_opinions(asked)
                 asked.clear()

@@ -20,7 +20,7 @@ from ms4_evals.progress import Progress
 from ms4_evals.report import build_report, write_report
 from ms4_evals.report_text import headlines
 from ms4_evals.resources import Resources
-from ms4_evals.runner import Outcome, make_plans, run_evaluations
+from ms4_evals.runner import Outcome, make_plans, repeat_notes, run_evaluations
 from ms4_evals.store.queries import error_examples, has_samples
 from ms4_evals.store.records import Evaluation, RunRecord
 from ms4_evals.store.results import ResultStore
@@ -46,7 +46,7 @@ def run(config: EvalRun) -> Path:
     with Resources(config.sandbox, config.judge) as resources:
         tasks = build_tasks(config.tasks, resources)
         plans = make_plans(tasks, config.modes)
-        for line in [f"{task.title}: {note}" for task in tasks for note in task.notes]:
+        for line in [f"{task.title}: {note}" for task in tasks for note in task.notes] + repeat_notes(plans):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         require_usable_store(Path(config.store))
         with open_client(config, console) as (client, label):

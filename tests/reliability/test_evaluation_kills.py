@@ -147,7 +147,7 @@ print(left)
 
 @pytest.mark.slow
 def test_a_kill_while_a_sandbox_is_being_started_leaves_nothing():
-    """Some forty milliseconds in which bubblewrap, told to die with its parent, left a process that waited for ever after one kill in seven."""
+    """For some forty milliseconds; told to die with its parent, bubblewrap left a process that waited for ever after one kill in seven."""
     done = python("-c", LAUNCHING)
     assert done.stdout == "[]\n", done.stderr
 

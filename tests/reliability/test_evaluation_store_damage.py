@@ -40,7 +40,7 @@ CONCURRENCY = 4
 
 
 def table() -> dict[str, str]:
-    (task,) = build_tasks([ArithmeticTask(task="arithmetic", problems=PROBLEMS)])
+    (task,) = build_tasks([ArithmeticTask.model_validate({"task": "arithmetic", "problems": PROBLEMS})])
     return {problem.question: problem.gold for problem in task.problems}
 
 
@@ -151,11 +151,11 @@ def test_a_torn_or_rotten_store_gives_the_same_report_or_an_error_of_ours(tmp_pa
         store = tmp_path / f"rotten-{number}.sqlite"
         store.write_bytes(data)
         try:
-            assert run(store) == report, number
-            outcomes["the same"] += 1
+            found: Any = run(store)
         except MS4Error as error:
-            assert str(store) in str(error)
-            outcomes["refused"] += 1
+            found = str(error)
+        assert found == report or str(store) in found, number
+        outcomes["the same" if found == report else "refused"] += 1
     assert outcomes["refused"] > 30, outcomes
     assert outcomes["the same"] > 1, outcomes
 
@@ -190,7 +190,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_room_lets_it_go_on(tmp_path
     assert [line for line in done.stdout.splitlines() if line.startswith("code")] == ["code 2", "code 0"], done.stderr
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "the disk is full" in line
+    assert "the disk is full" in line, done.stderr
     stored = len(held(full / "r.sqlite").samples)
     assert stored < PLANNED
     assert stored > 0 or size == "32k"

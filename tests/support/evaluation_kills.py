@@ -7,9 +7,11 @@ leaves behind, so nothing that lives on can hide.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import dataclasses
+import faulthandler
 import json
 import os
 import random
@@ -40,6 +42,8 @@ PROGRAMS = (ADD, SLEEP + ADD, ADD.replace("+", "-"), SLEEP + ADD, ADD + "raise S
 """Answers to the problems by turns: right, right and slow, wrong, right and slow, right with a bad end."""
 _PR_SET_CHILD_SUBREAPER = 36
 _GONE_SECONDS = 5.0
+WATCHED_SECONDS = 60.0
+"""Within which a run reaches the phase that it is to be killed in."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def write_questions(folder: Path, size: Size) -> Path:
     table: dict[str, str] = {}
     for kind, problems in (("digits", size.digits), ("letters", size.letters)):
         if problems:
-            (task,) = build_tasks([ArithmeticTask(task="arithmetic", kind=kind, problems=problems, samples=2)])
+            (task,) = build_tasks([ArithmeticTask.model_validate({"task": "arithmetic", "kind": kind, "problems": problems})])
             table |= {problem.question: problem.gold for problem in task.problems}
     rows = []
     for number in range(size.code):
@@ -141,11 +145,20 @@ def run_command(configuration: str) -> None:
     from ms4_evals.tasks.lcr.tokens import TokenCheck
     from ms4_train.cli.main import main as ms4
 
+    signal.signal(signal.SIGUSR1, lambda *_: tell_where())
     ask = SecondOpinion.ask
-    SecondOpinion.ask = lambda *arguments: (ask(*arguments), time.sleep(0.01))[0]
+    setattr(SecondOpinion, "ask", lambda *arguments: (ask(*arguments), time.sleep(0.01))[0])  # noqa: B010 - pyright knows no patches
     runner._OPINIONS_PER_COMMIT = 10
     lcr_task.check_tokens = lambda chosen: TokenCheck("none", is_exact=False, prompts=len(chosen), longest=0)
     ms4(["eval", "run", configuration])
+
+
+def tell_where() -> None:
+    """Print where every thread and every task of the event loop is."""
+    faulthandler.dump_traceback(all_threads=True)
+    with contextlib.suppress(RuntimeError):
+        for task in asyncio.all_tasks():
+            task.print_stack(file=sys.stderr)
 
 
 def held(store: Path) -> Held:
@@ -227,11 +240,14 @@ def killed_run(configuration: Path, store: Path, phase: str, before: Held, rng: 
     with store.with_suffix(".log").open("ab") as log:
         process = subprocess.Popen(command(configuration), env=environment(), stdout=log, stderr=log)
         watcher = Watcher(store)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + WATCHED_SECONDS
         while process.poll() is None and time.monotonic() < deadline and not is_due(phase, watcher.look(), before, more, size):
             time.sleep(0.01)
         seen = watcher.look()
         watcher.close()
+        if time.monotonic() >= deadline and process.poll() is None:
+            process.send_signal(signal.SIGUSR1)  # it does not get on: the log says where it is
+            time.sleep(1.0)
         time.sleep(pause)
         process.kill()
         code = process.wait()

@@ -12,6 +12,7 @@ from ms4_evals.graders.base import Grade
 from ms4_evals.identity import content_hash, sample_seed
 from ms4_evals.store.records import Evaluation, GradedSample, PlannedProblem, RunRecord, Sample
 from ms4_evals.store.results import ResultStore
+from ms4_evals.tasks.base import board_of, column_of, grading_of, sampling_id
 
 INTEGERS = "integer-box/1.0"
 PROGRAMS = "livecodebench-strict/1.0"
@@ -47,16 +48,19 @@ def made_evaluation(
     board: str = "",
 ) -> Evaluation:
     """An evaluation with identities made from its parts, as the runner makes them."""
-    planned = made_problems(task, problems) if isinstance(problems, int) else tuple(problems)
+    made = made_problems(task, problems) if isinstance(problems, int) else problems
+    planned = tuple(dataclasses.replace(item, grading_id=grading_of(grader_id, item.gold)) for item in made)
     chosen = dict(sampling or {"temperature": 0.7, "top_p": 1.0, "max_tokens": 4096})
-    board_id = content_hash(["board", task, grader_id, [[item.problem_id, item.gold, item.prompt_id] for item in planned], board])
+    board_id = board_of(task, grader_id, [(item.problem_id, item.gold, item.prompt_id) for item in planned])
+    if board:
+        board_id = content_hash([board, board_id])  # as another version of the task would make it
     return Evaluation(
         task=task,
         title=f"{task.replace('_', ' ').upper()}, {len(planned)} problems",
         mode=mode,
         board_id=board_id,
-        column_id=content_hash(["column", board_id, mode, chosen]),
-        sampling_id=content_hash(["sampling", chosen]),
+        column_id=column_of(board_id, mode, chosen),
+        sampling_id=sampling_id(chosen),
         sampling=chosen,
         grader_id=grader_id,
         second_grader=second_grader,

@@ -57,12 +57,18 @@ _TEXT_COMMANDS = (
     "|boldsymbol|mbox|hbox|operatorname"
 )
 _TEXT = re.compile(rf"\\(?:{_TEXT_COMMANDS})\s*\{{([^{{}}]*)\}}")
+# Letters in these are variables and functions ("8\mathbf{x}", "\operatorname{lcm}(8)"), never units.
+_SYMBOL = re.compile(
+    r"\\(?:operatorname|mathbf|mathit|mathnormal|mathsf|mathtt|bm|boldsymbol)\s*\{([^{}\d]*[A-Za-z][^{}\d]*)\}"
+    r"|\\(?:text|textrm|textit|mathrm|mbox)\s*\{\s*([eiknxyKMB]|log|ln|sin|cos|tan|lcm|gcd|sqrt)\s*\}"
+)
 # "cm^2": the power is the unit's.
 _UNIT_POWER = re.compile(r"(\\(?:text|textrm|mathrm|mbox)\s*\{[^{}\d]*[A-Za-z][^{}\d]*\})\s*\^\s*(?:[23]|\{\s*[23]\s*\})")
 # Words that make another number, or no single one, of the number beside them; other words are units and remarks.
 _CHANGING = re.compile(
     r"\b(?:and|or|not|no|minus|negative|plus|times|than|least|most|about|around|approximately|approx|roughly|over|under|between|to|half|dozen"
-    r"|hundred|thousand|million|billion|percent|squared|cubed|factorial|choose|if|unless)\b",
+    r"|hundred|thousand|million|billion|trillion|percent|per\s*cent|pct|squared|cubed|factorial|choose|if|unless|twice|thrice"
+    r"|square\s+root)\b|%",
     re.IGNORECASE,
 )
 _UNITS = (
@@ -74,7 +80,9 @@ _LABEL = re.compile(r"^(?:the\s+)?(?:final\s+)?answer\s*(?:is\b)?\s*:?\s*(?=[\d+
 _WRAPPED = re.compile(r"(\*{1,3}|_{1,2}|`{1,3}|[\"'])(.+)\1", re.DOTALL)
 _FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 _INTEGER = re.compile(r"([+-]?)\s*(\d+)(?:\.(0*))?")
-_RATIO = re.compile(r"([+-]?\d+)/([+-]?\d+)")
+# "1(4)/(2)" is a mixed number, and "(48)/(2)4" a product: neither side of the bar stands alone.
+_RATIO = re.compile(r"([+-]?)\s*(\(\s*[+-]?\s*\d+\s*\)|\d+)\s*/\s*(\(\s*[+-]?\s*\d+\s*\)|[+-]?\d+)")
+_INEQUALITY = re.compile(r"[<>]\s*=|=\s*[<>]")
 _GROUPED = re.compile(r"(?<![\d,.])\d{1,3}(?:([, ])\d{3})(?:\1\d{3})*(?![\d,])")
 # A side of an equation that is a number and then the beginning of another equation: "35, b" of "a = 35, b = 70" without its comma.
 _ANOTHER_BEGINS = re.compile(r"\s*[+-]?\d+\s+.*[A-Za-z]", re.DOTALL)
@@ -131,7 +139,7 @@ def read_integer(inner: str) -> int | None:
     text = text.strip().rstrip(".,;\\ \n").strip()
     text = _LABEL.sub("", _TRAILING_UNITS.sub("", text))
     text = _GROUPED.sub(lambda found: found[0].replace(",", "").replace(" ", ""), text)
-    if "," in text or ";" in text:
+    if "," in text or ";" in text or _INEQUALITY.search(text):
         return None
     return _integer_side(text.rpartition("\u2261")[2].split("="))
 
@@ -148,6 +156,7 @@ def _without_text_commands(text: str) -> str | None:
     """
     text = _UNIT_POWER.sub(r"\1", text)
     while True:
+        text = _SYMBOL.sub(lambda found: f" {found[1] or found[2]} ", text)
         if any(_CHANGING.search(found[1]) for found in _TEXT.finditer(text)):
             return None
         shorter = _TEXT.sub(lambda found: found[1] if re.search(r"\d", found[1]) else "  ", text)
@@ -172,8 +181,9 @@ def _integer_value(text: str) -> int | None:
         return None
     if whole := _INTEGER.fullmatch(text):
         return int(whole[1] + whole[2])
-    if ratio := _RATIO.fullmatch(re.sub(r"[()\s]", "", text)):
-        numerator, denominator = int(ratio[1]), int(ratio[2])
+    if ratio := _RATIO.fullmatch(text):
+        numerator, denominator = (int(re.sub(r"[()\s]", "", part)) for part in (ratio[2], ratio[3]))
+        numerator = -numerator if ratio[1] == "-" else numerator
         if denominator != 0 and numerator % denominator == 0:
             return numerator // denominator
     return None

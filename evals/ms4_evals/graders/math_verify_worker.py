@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _die_with_parent() -> None:
-    """Ask the kernel (Linux) to end this process with the one that asks: an answer may keep it for ever, and then nobody reads its input."""
+    """Ask the kernel (Linux) to end this process with its parent: an answer may keep it for ever, and then it never sees its input end."""
     parent = os.getppid()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -33,6 +33,7 @@ class Seen:
         stop: why it ended the run; None when the program ended by itself.
         wait_status: of the program, as wait(2) gives it; None when the keeper reported none.
         has_flooded: whether the keeper found too many files.
+        machine_ran_out: whether the kernel killed some process for want of memory meanwhile.
     """
 
     stop: Stop | None
@@ -42,6 +43,7 @@ class Seen:
     cpu_seconds: float
     peak_bytes: int
     stderr: bytes
+    machine_ran_out: bool = False
 
 
 def decide(seen: Seen, limits: Limits) -> tuple[Status, int | None, int | None]:
@@ -66,6 +68,9 @@ def decide(seen: Seen, limits: Limits) -> tuple[Status, int | None, int | None]:
     if killer is not None:
         if killer in _CRASHES and seen.peak_bytes > _NEARLY_ALL * limits.memory_bytes:
             return "memory", None, None
+        if killer == signal.SIGKILL and seen.machine_ran_out:
+            # Within its limit, and killed for what others took: whatever that says, it says nothing about the program.
+            return "sandbox-error", None, None
         return "signalled", None, killer
     if code == 1 and _MEMORY_ERROR.match(seen.stderr.rstrip().rpartition(b"\n")[2]):
         return "memory", None, None

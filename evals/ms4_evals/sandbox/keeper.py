@@ -3,8 +3,9 @@
 It is handed to ``python -I -S -c`` (see ``keeper_command``), so it may use nothing but modules that the interpreter carries itself. In
 bubblewrap it is process 1 of the program's namespace: no signal from inside reaches it, and when it ends the kernel kills whatever is left.
 It ends, and with it the namespace, when nobody is left to read the report (a watcher that was killed) or when its own parent is gone.
-It writes to the report: a zero byte now and then; ``started``; ``files`` when there were too many of them; ``failed WHY`` when the program cannot be started; and
-``ended STATUS CPU_SECONDS PEAK_KIB`` with the wait status of the program. A keeper that ends without that line failed itself.
+It writes to the report: a zero byte now and then; ``started``; ``files`` when there were too many of them; ``failed WHY`` when the program
+cannot be started; and ``ended STATUS CPU_SECONDS PEAK_KIB`` with the wait status of the program. A keeper that ends without that line
+failed itself.
 Exercise it: ``pytest tests/evals/ms4_evals/sandbox/test_keeper.py``.
 """
 

@@ -7,6 +7,7 @@ Exercise it: ``pytest tests/evals/ms4_evals/sandbox/test_session.py``.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import threading
 import time
@@ -96,7 +97,10 @@ class RunningSession:
         if self._error is not None:
             raise self._error
         assert self._outcome is not None, "a followed run has an outcome"
-        return self._outcome
+        if self._watch is None:
+            return self._outcome
+        # A program may end before its lines are taken; what was taken since is not in the outcome a second time.
+        return dataclasses.replace(self._outcome, stdout=bytes(self._watch.output.data))
 
     def abort(self) -> None:
         """Ends the program now."""

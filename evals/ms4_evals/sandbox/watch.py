@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import selectors
 import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from ms4_evals.sandbox.base import STDERR_KEPT, Limits, Outcome
@@ -103,6 +105,7 @@ class Watch:
         self._ended: float | None = None
         self._usage = Usage(0, 0.0, 0)
         self._peak = 0
+        self._kills = kills_for_memory()
 
     def follow(self) -> Outcome:
         """Returns when the program and everything it started have ended."""
@@ -231,12 +234,24 @@ class Watch:
             cpu_seconds=max(cpu_seconds, self._usage.cpu_seconds),
             peak_bytes=max(peak, self._peak),
             stderr=bytes(self._stderr),
+            machine_ran_out=kills_for_memory() > self._kills,
         )
         status, exit_code, killer = decide(seen, self._limits)
         stderr = seen.stderr if failure is None else seen.stderr + failure
+        if status == "sandbox-error" and seen.machine_ran_out:
+            stderr += b"\nthe machine ran out of memory: grade fewer programs at once (sandbox.workers)"
         with self.output.changed:
             stdout = bytes(self.output.data)
         return Outcome(status, exit_code, killer, stdout, stderr, wall_seconds, seen.cpu_seconds, seen.peak_bytes)
+
+
+def kills_for_memory(table: str = "/proc/vmstat") -> int:
+    """Processes that this machine's kernel has killed for want of memory since it started; 0 where it does not say."""
+    try:
+        found = re.search(r"^oom_kill (\d+)$", Path(table).read_text(encoding="ascii"), re.MULTILINE)
+    except (OSError, ValueError):
+        return 0
+    return int(found[1]) if found else 0
 
 
 def _parsed(report: bytes) -> tuple[int | None, float, int, bool, bytes | None]:

@@ -62,8 +62,10 @@ def summarise_lengths(length_ps: Sequence[Sequence[int]], *, z: float = 1.959963
         return None
     ordered = sorted(length for samples in groups for length in samples)
     mean = sum(ordered) / len(ordered)
-    mean_p = np.array([sum(samples) / len(samples) for samples in groups], dtype=np.float64)
-    reach = z * float(np.std(mean_p, ddof=1)) / math.sqrt(len(groups)) if len(groups) > 1 else 0.0
+    # Of a ratio, total length over number of samples (Cochran 1977, equation 6.13): problems may have different numbers of samples here.
+    surplus_p = np.array([sum(samples) - mean * len(samples) for samples in groups], dtype=np.float64)
+    count = len(groups)
+    reach = z * math.sqrt(count / (count - 1) * float(np.sum(surplus_p**2))) / len(ordered) if count > 1 else 0.0
     return LengthSummary(
         count=len(ordered),
         mean=mean,

@@ -21,6 +21,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 _BOOTSTRAP_CELLS = 1 << 22
+_SAME = 1e-12
+"""Means of problems closer than this are equal: shares of at most 10,000 samples differ by 1e-8 or not at all, and rounding is 1e-16."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,11 @@ class Ratio:
 
 
 def standard_error(mean_p: Floats) -> float | None:
-    """Standard error of the mean of problem means; None for fewer than two problems."""
+    """Standard error of the mean of problem means; exactly 0 where all are equal, None for fewer than two problems."""
     if len(mean_p) < 2:
         return None
+    if np.ptp(mean_p) < _SAME:
+        return 0.0  # rounding of the mean would leave some 1e-17, from which an interval of no width would follow
     return float(np.std(mean_p, ddof=1) / math.sqrt(len(mean_p)))
 
 

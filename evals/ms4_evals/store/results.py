@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 from ms4_evals.graders.base import Grade
+from ms4_evals.store.identities import verify_identities
 from ms4_evals.store.lock import exclusive_lock
 from ms4_evals.store.records import Evaluation, GradedSample, PlannedProblem, RunRecord, Sample, SampleTexts
 from ms4_evals.store.schema import connect, database_errors, not_a_store
@@ -177,11 +178,12 @@ class ResultStore:
                     self._connection.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))
 
     def verify(self, run_id: str) -> int:
-        """Compare every record of a run with its seal; returns how many there are.
+        """Compare every record of a run with its seal, and every evaluation with its identities; returns how many records there are.
 
         Raises:
             EvaluationError: a record was changed after it was written.
         """
+        verify_identities(self.evaluations(run_id), self.path)
         return verify_seals(self._connection, self.path, run_id)
 
     def config(self, run_id: str) -> Any:

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ms4_train.errors import EvaluationError, StorageError
-from ms4_train.storage import storage_errors
+from ms4_train.storage import require_free_bytes, storage_errors
 
 APPLICATION_ID = 0x4D533445
 SCHEMA_VERSION = 2
+_INDEX_BYTES = 1 << 16
 
 # The long texts are the last columns of a sample, so that counting and summing reads past none of them.
 _TABLES = """
@@ -81,6 +82,9 @@ def database_errors(path: Path) -> Iterator[None]:
         with storage_errors(path):
             yield
     except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+            # A disk without room for the index of the log, which is laid in shared memory, is an "I/O error" to SQLite.
+            require_free_bytes(path, _INDEX_BYTES)
         raise StorageError(f"the store cannot be used ({error}).", file=path, fix="check the folder and its permissions.") from error
     except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:

@@ -6,7 +6,7 @@ never put side by side. Exercise it: ``pytest tests/evals/ms4_evals/tasks/test_b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -114,13 +114,23 @@ def sampling_id(sampling: Mapping[str, float | int]) -> str:
 
 def grading_id(grader: Grader, gold: str) -> str:
     """Identity of what turns a stored answer into a verdict; another grader or a corrected gold answer grades stored answers again."""
-    return content_hash(["grading", grader.grader_id, gold])
+    return grading_of(grader.grader_id, gold)
+
+
+def grading_of(grader_id: str, gold: str) -> str:
+    """The same from the grader's name alone."""
+    return content_hash(["grading", grader_id, gold])
 
 
 def board_id(task: Task) -> str:
     """Identity of data, prompts and grader: what two scores must share to stand on one board."""
-    rows = [[problem.problem_id, problem.gold, prompt_id(task.messages(problem))] for problem in task.problems]
-    return content_hash(["board", task.name, task.grader.grader_id, rows])
+    rows = [(problem.problem_id, problem.gold, prompt_id(task.messages(problem))) for problem in task.problems]
+    return board_of(task.name, task.grader.grader_id, rows)
+
+
+def board_of(name: str, grader_id: str, rows: Sequence[tuple[str, str, str]]) -> str:
+    """The same from its parts, with (problem id, right answer, prompt id) of every problem in order."""
+    return content_hash(["board", name, grader_id, [list(row) for row in rows]])
 
 
 def column_id(task: Task, mode: Mode, sampling: Mapping[str, float | int]) -> str:
@@ -128,4 +138,9 @@ def column_id(task: Task, mode: Mode, sampling: Mapping[str, float | int]) -> st
 
     The number of samples per problem is left out: it changes how exactly a score is known, not what is measured.
     """
-    return content_hash(["column", board_id(task), mode, sampling_id(sampling)])
+    return column_of(board_id(task), mode, sampling)
+
+
+def column_of(board: str, mode: Mode, sampling: Mapping[str, float | int]) -> str:
+    """The same from the identity of a board."""
+    return content_hash(["column", board, mode, sampling_id(sampling)])

@@ -107,3 +107,32 @@ def test_errors_are_never_shown_to_a_grader(tmp_path):
     outcome, samples = evaluate(tmp_path / "r.sqlite", grader, client)
     assert (outcome.errors, grader.seen) == (PLANNED, [])
     assert {sample.verdict for sample in samples} == {"error"}
+
+
+def two_windows(grader):
+    (task,) = arithmetic_tasks(PROBLEMS, SAMPLES)
+    whole = dataclasses.replace(task, grader=grader)
+    return [whole, dataclasses.replace(whole, name="window", problems=task.problems[2:])]
+
+
+def evaluate_windows(path, grader):
+    tasks = two_windows(grader)
+    plans = make_plans(tasks, both_modes())
+    record = RunRecord("rule", {"weights": "rule"}, 0)
+    with ResultStore.open(path) as store:
+        outcome = run_evaluations(RuleClient(tasks), store, plans, record, config={}, progress=Progress())
+        return outcome, [len(store.graded_samples(record.run_id, plan.evaluation)) for plan in plans]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.01])
+def test_samples_of_overlapping_tasks_that_wait_for_a_verdict_get_one(tmp_path, seconds):
+    """Both tasks list them as ungraded; a second verdict would be refused by the store, at every start anew."""
+    every = frozenset(problem.problem_id for problem in two_windows(None)[0].problems)
+    path = tmp_path / "r.sqlite"
+    outcome, graded = evaluate_windows(path, SlowGrader(fails=every))
+    assert (outcome.drawn, outcome.ungraded, graded) == (PLANNED, PLANNED, [0, 0, 0, 0]), "each is counted once"
+    grader = SlowGrader(seconds=seconds)
+    outcome, graded = evaluate_windows(path, grader)
+    assert (outcome.drawn, outcome.ungraded) == (0, 0)
+    assert graded == [12, 12, 8, 8]
+    assert len(grader.seen) == PLANNED

@@ -9,7 +9,7 @@ from ms4_evals.graders.integer import IntegerGrader
 from ms4_evals.identity import sample_seed
 from ms4_evals.progress import Progress
 from ms4_evals.report import build_report
-from ms4_evals.runner import Plan, make_plans, run_evaluations
+from ms4_evals.runner import Plan, make_plans, repeat_notes, run_evaluations
 from ms4_evals.store.records import RunRecord
 from ms4_evals.store.results import ResultStore
 from ms4_train.config.evaluation import ModesSection
@@ -189,3 +189,32 @@ def test_what_two_tasks_share_is_drawn_once_and_graded_for_both(tmp_path):
     assert {sample.verdict for sample in samples[1]} == {"correct"}
     outcome, _, _ = run(tmp_path / "r.sqlite", RuleClient(TASKS), tasks=[task, window])
     assert outcome.drawn == 0
+
+
+def test_two_tasks_that_ask_one_problem_in_different_words_are_refused(tmp_path):
+    """Samples go by the problem's name within a run: the second task would get none, and nobody would say so."""
+    (task,) = TASKS
+    other = dataclasses.replace(task, name="other", instruction="Answer in French.")
+    with pytest.raises(EvaluationError, match="different words"):
+        run(tmp_path / "r.sqlite", RuleClient(TASKS), tasks=[task, other])
+    for number, tasks in enumerate([[task], [other]]):
+        outcome, _, _ = run(tmp_path / "r.sqlite", RuleClient(TASKS), tasks=tasks)
+        assert outcome.drawn == PLANNED, f"one after the other they share nothing ({number})"
+
+
+def test_modes_with_equal_sampling_stay_apart(tmp_path):
+    same = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 64}
+    modes = ModesSection.model_validate({"none": same, "high": same})
+    outcome, report, (none, high) = run(tmp_path / "r.sqlite", RuleClient(TASKS), modes=modes)
+    assert (outcome.drawn, len(none), len(high)) == (PLANNED, PLANNED // 2, PLANNED // 2)
+    assert {sample.sample_id for sample in none}.isdisjoint(sample.sample_id for sample in high)
+    assert {bool(sample.thinking_chars) for sample in none} == {False}
+    assert {sample.verdict for sample in high} == {"correct"} != {sample.verdict for sample in none}
+    assert report["complete"]
+
+
+def test_repeated_samples_without_chance_are_named():
+    cold = ModesSection.model_validate({"none": {"temperature": 0.0}, "high": {"temperature": 0.7}})
+    (note,) = repeat_notes(make_plans(TASKS, cold))
+    assert "mode none" in note
+    assert repeat_notes(make_plans(arithmetic_tasks(problems=2, samples=1), cold)) == []

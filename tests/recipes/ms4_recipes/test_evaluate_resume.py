@@ -48,7 +48,7 @@ def test_the_report_equals_that_of_an_undisturbed_run_byte_for_byte(outcome):
     killed = {path.name: path.read_bytes() for path in (folder / "killed-reports").iterdir()}
     straight = {path.name: path.read_bytes() for path in (folder / "straight-reports").iterdir()}
     assert killed == straight
-    assert {name.rpartition(".")[2] for name in killed} == {"json", "md"}
+    assert {name.rpartition(".")[2] for name in killed} == {"json", "md", "png"}
     (report,) = (json.loads(data) for name, data in killed.items() if name.endswith(".json"))
     assert report["complete"]
     assert sum(mode["graded"] for task in report["tasks"] for mode in task["modes"]) == PLANNED

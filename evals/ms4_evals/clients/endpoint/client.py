@@ -140,8 +140,11 @@ async def open_pool(
 def identity_of(section: EndpointSection, targets: Sequence[Target]) -> dict[str, Any]:
     """What identifies the model behind servers that were reached."""
     models = [target.model for target in targets if target.model]
-    kinds = sorted({target.kind.name for target in targets if target.kind})
-    return {"endpoint_model": models[0], "kind": "+".join(kinds), "extra_body": dict(section.extra_body)}
+    kinds = {target.kind.name: target.kind for target in targets if target.kind}
+    plain = {name: dict(kind.plain_sampling) for name, kind in sorted(kinds.items()) if kind.plain_sampling}
+    identity = {"endpoint_model": models[0], "kind": "+".join(sorted(kinds)), "extra_body": dict(section.extra_body)}
+    # What we send of ourselves to keep a kind of server from its own sampling shapes answers too.
+    return identity | ({"plain_sampling": plain} if plain else {})
 
 
 def check_extra_body(section: EndpointSection) -> None:

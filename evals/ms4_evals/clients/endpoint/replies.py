@@ -84,7 +84,8 @@ def read_usage(value: Any) -> Usage:
     if not isinstance(value, Mapping):
         return Usage()
     details = value.get("completion_tokens_details")
-    thinking = details.get("reasoning_tokens") if isinstance(details, Mapping) else None
+    # SGLang tells them beside the other counts, the others inside the details.
+    thinking = (details if isinstance(details, Mapping) else value).get("reasoning_tokens")
     return Usage(_count(value.get("prompt_tokens")), _count(value.get("completion_tokens")), _count(thinking))
 
 
@@ -191,7 +192,10 @@ class StreamedReply:
             except ValueError as error:
                 raise bad_response(f"a chunk that cannot be read: {error}") from None
         if choice.get("finish_reason"):
-            self._finish_reason = read_finish_reason(choice["finish_reason"])
+            reason = read_finish_reason(choice["finish_reason"])
+            if self._finish_reason not in (None, reason):
+                raise bad_response(f"an answer that ended twice, by {self._finish_reason} and by {reason}")
+            self._finish_reason = reason
 
     def _check_model(self, name: str) -> None:
         if name and self._model and name != self._model:

@@ -26,6 +26,8 @@ MODELS_SHOWN = 10
 
 _ROUTE = "/chat/completions"
 _KEY = re.compile(r"[\x21-\x7e]+")
+_TOLD = 4
+"""Characters of a key's beginning that may be seen: they tell which kind of key it is."""
 
 
 @dataclass
@@ -101,7 +103,8 @@ class Target:
                 body += piece
                 if len(body) > MODELS_BYTES:
                     raise bad_response(f"a list of models of more than {MODELS_BYTES:,} bytes")
-        if response.status_code in {404, 405, 501}:
+        # With a name nothing depends on the list, and transformers serve answers 500 where it has no cache of the hub to look into.
+        if response.status_code in {404, 405, 501} or (response.status_code >= 500 and self.model is not None):
             return None
         if response.status_code != 200:
             raise from_status(response.status_code, response.headers, body)
@@ -125,8 +128,13 @@ class Target:
         raise RequestFailure("refused", f"{message}; name one with `model:`", asks_again=False, is_misconfigured=True)
 
     def words(self, text: str) -> str:
-        """A message about this server without its key, which some servers repeat."""
-        return text.replace(self.key, "***") if self.key else text
+        """A message about this server without its key, which some servers repeat; nor its beginning, where the message was clipped."""
+        if not self.key:
+            return text
+        text = text.replace(self.key, "***")
+        whole = text.removesuffix(".")
+        cut = next((size for size in range(len(self.key) - 1, _TOLD - 1, -1) if whole.endswith(self.key[:size])), 0)
+        return whole[: len(whole) - cut] + "***" + text[len(whole) :] if cut else text
 
     def error(self, failure: RequestFailure) -> EvaluationError:
         """The run cannot go on because of this server."""

@@ -125,7 +125,8 @@ KINDS: dict[str, ServerKind] = {
         ServerKind("ms4", "ms4 serve", reads_tags=False),
         ServerKind("mistral", "Mistral's API", seed_key="random_seed", seed_bound=2**31, asks_for_usage=False, reads_tags=False),
         ServerKind("openai", "OpenAI's API", max_tokens_key="max_completion_tokens"),
-        ServerKind("compatible", "any other"),
+        # Numbers above may be rounded by a parser that holds them as doubles, and then be no 64-bit integer any more.
+        ServerKind("compatible", "any other", seed_bound=2**53),
     )
 }
 

@@ -17,7 +17,7 @@ from ms4_train.untrusted import parse_json
 
 MAX_REPLY_CHARACTERS = 20_000
 
-_AROUND = "[\\s*_`\"'\u201c\u201d\u2018\u2019]*"
+_AROUND = "[\\s*_`\"'\u201c\u201d\u2018\u2019]*+"  # possessive: thousands of spaces are not shared out in every way
 _WORD = re.compile(f"{_AROUND}(CORRECT|INCORRECT){_AROUND}[.!]?{_AROUND}", re.IGNORECASE)
 _FENCE = re.compile(r"\s*```(?:json)?[ \t]*\n(.*?)\n?[ \t]*```\s*", re.IGNORECASE | re.DOTALL)
 

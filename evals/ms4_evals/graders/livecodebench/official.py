@@ -195,7 +195,7 @@ def _wrong_value(reply: Mapping[str, Any], expected: Any) -> str | None:
     if isinstance(value, tuple):
         value = list(value)
     if isinstance(value, Array):
-        if value.size != 1:
+        if value.size != 1 or len(value) != 1:
             raise _ArrayError("the truth value of an array of several numbers is ambiguous")
         # Either side is stretched to the other's shape: one number equals the same number in any brackets.
         value, expected = value[0], expected[0] if isinstance(expected, list) and len(expected) == 1 else expected

@@ -50,6 +50,8 @@ TEST_CLASSES: tuple[TestClass, ...] = get_args(TestClass)
 STRICT_LIMITS = Limits(
     wall_seconds=12.0, cpu_seconds=6.0, memory_bytes=4 << 30, processes=32, file_bytes=64 << 20, output_bytes=8 << 20, open_files=64
 )
+PASSED_OUTPUT = 1000
+"""Characters that are kept of the output of a test that was passed."""
 BUSY_WALL = 5.0
 """Times the wall limit, for the second run of a program that the wall stopped while it computed."""
 _COMPUTING = 0.05
@@ -63,7 +65,7 @@ class TestRun:
     Attributes:
         index: 0-based, in the problem's order.
         verdict: its class.
-        got: what was printed; of a functional problem the encoded value.
+        got: what was printed, of a functional problem the encoded value; of a test that was passed the beginning.
         stderr: the end of standard error; of a ``CE`` the message.
         cpu_seconds: of the process and all it started.
         wall_seconds: likewise.
@@ -146,6 +148,9 @@ class StrictGrader:
         got = outcome.stdout.decode("utf-8", "replace")
         verdict = _class_of(outcome) or _judged(problem, test, index, outcome, got)
         stderr = outcome.stderr.decode("utf-8", "replace")
+        if verdict == "pass":
+            # Megabytes of white space may follow a right answer, test after test, and all runs of a problem are held.
+            got = got[:PASSED_OUTPUT]
         return TestRun(index, verdict, got, stderr, outcome.cpu_seconds, outcome.wall_seconds)
 
     def _run(self, files: dict[str, bytes], limits: Limits, stdin: bytes = b"") -> Outcome:

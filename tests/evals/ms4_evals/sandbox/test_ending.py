@@ -13,8 +13,8 @@ LIMITS = Limits(wall_seconds=2.0, cpu_seconds=1.0, memory_bytes=100 << 20)
 NUMPY = b"Traceback\nnumpy._core._exceptions._ArrayMemoryError: Unable to allocate 8.00 TiB for an array with shape (1,)\n"
 
 
-def seen(wait_status=0, *, stop=None, flooded=False, wall=0.1, cpu=0.1, peak=10 << 20, stderr=b""):
-    return Seen(stop, wait_status, flooded, wall, cpu, peak, stderr)
+def seen(wait_status=0, *, stop=None, flooded=False, wall=0.1, cpu=0.1, peak=10 << 20, stderr=b"", ran_out=False):
+    return Seen(stop, wait_status, flooded, wall, cpu, peak, stderr, ran_out)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,11 @@ def seen(wait_status=0, *, stop=None, flooded=False, wall=0.1, cpu=0.1, peak=10 
         (seen(6, peak=95 << 20), ("memory", None, None)),
         (seen(15, peak=95 << 20), ("signalled", None, 15)),
         (seen(9, peak=10 << 20), ("signalled", None, 9)),
+        # Killed by a kernel that wanted the memory for others: no fault of the program's, unless it had nearly all of its own.
+        (seen(9, ran_out=True), ("sandbox-error", None, None)),
+        (seen(9, peak=95 << 20, ran_out=True), ("memory", None, None)),
+        (seen(11, ran_out=True), ("signalled", None, 11)),
+        (seen(0, ran_out=True), ("exited", 0, None)),
         # What Python says when an allocation is refused.
         (seen(1 << 8, stderr=b"Traceback (most recent call last):\nMemoryError\n"), ("memory", None, None)),
         (seen(1 << 8, stderr=b"Traceback\nMemoryError: x\n"), ("memory", None, None)),

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from ms4_evals.sandbox.launch import Descriptors, checked_files, memory_file
+from ms4_evals.sandbox.base import Limits
+from ms4_evals.sandbox.launch import ADDRESS_SLACK_BYTES, Descriptors, checked_files, keeper_command, memory_file
 from ms4_train.errors import EvaluationError
 
 
@@ -44,3 +45,14 @@ def test_descriptors_are_closed_but_for_those_kept():
     for descriptor in (closed, third):
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(descriptor)
+
+
+def test_limits_reach_the_kernel_too():
+    """The watcher looks some forty times a second; between two looks the kernel's own limits hold."""
+    limits = Limits(cpu_seconds=2.5, memory_bytes=100 << 20, file_bytes=1 << 20, open_files=9)
+    command = keeper_command("python", 7, limits, ["python", "main.py"], is_isolated=True, processes=5)
+    values = dict(word.split("=") for word in command[command.index("7") + 1 : command.index("--")])
+    assert values["address_bytes"] == str((100 << 20) + ADDRESS_SLACK_BYTES)
+    assert values["cpu_seconds"] == "4"
+    assert (values["processes"], values["file_bytes"], values["open_files"]) == ("5", str(1 << 20), "9")
+    assert command[-2:] == ["python", "main.py"]

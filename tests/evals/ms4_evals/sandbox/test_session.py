@@ -64,8 +64,11 @@ def test_silence_is_not_the_end_and_the_end_is_silent(any_sandbox):
     assert session.close().status == "exited"
 
 
-def test_what_was_not_read_is_in_the_outcome(any_sandbox):
+@pytest.mark.parametrize("ends_first", [False, True])
+def test_what_was_not_read_is_in_the_outcome(any_sandbox, ends_first):
     session = start(any_sandbox, b"print('a\\nb\\nc')")
+    while ends_first and session.is_open:
+        time.sleep(0.01)
     assert session.read_line(10) == b"a\n"
     assert session.close().stdout == b"b\nc\n"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from pathlib import Path
 
 import psutil
 import pytest
@@ -43,14 +42,14 @@ def test_its_own_environment_is_not_passed_on(unsafe, monkeypatch):
     assert b"secret" not in run(unsafe, "import os\nprint(os.environ)").stdout
 
 
-def test_nothing_is_left(unsafe):
-    before = set(Path(tempfile.gettempdir()).glob("ms4-unsafe-*"))
+def test_nothing_is_left(unsafe, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     program = "import os, time\nnumber = os.fork()\nif not number:\n    os.setsid()\n    time.sleep(60)\nprint(number)"
     outcome = run(unsafe, program)
     assert not psutil.pid_exists(int(outcome.stdout))
     outcome = run(unsafe, program + "\ntime.sleep(60)", wall_seconds=0.4)
     assert outcome.status == "wall-time"
-    assert not set(Path(tempfile.gettempdir()).glob("ms4-unsafe-*")) - before
+    assert not list(tmp_path.iterdir())
     assert not [process for process in psutil.Process().children(recursive=True) if "main.py" in process.cmdline()]
 
 

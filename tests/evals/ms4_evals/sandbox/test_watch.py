@@ -109,3 +109,24 @@ def test_reports(data):
         b"failed x: y\n": (None, 0.0, 0, False, b"x: y"),
     }
     assert found == expected[data]
+
+
+def test_a_kill_by_a_machine_without_memory_is_a_failure_of_the_sandbox(monkeypatch):
+    """A program that kills itself stands in for one that the kernel kills; only the kernel's count tells the two apart."""
+    program = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+    assert run(program).status == "signalled", "control: nobody else was killed"
+    counts = iter([3, 4])
+    monkeypatch.setattr(watch, "kills_for_memory", lambda: next(counts))
+    outcome = run(program)
+    assert outcome.status == "sandbox-error"
+    assert b"ran out of memory" in outcome.stderr
+
+
+def test_the_kernels_count_of_kills(tmp_path):
+    assert watch.kills_for_memory() >= 0
+    table = tmp_path / "vmstat"
+    assert watch.kills_for_memory(str(table)) == 0
+    table.write_text("nr_free_pages 1\noom_kill 12\noom_kill_x 5\n")
+    assert watch.kills_for_memory(str(table)) == 12
+    table.write_bytes(b"\xff")
+    assert watch.kills_for_memory(str(table)) == 0

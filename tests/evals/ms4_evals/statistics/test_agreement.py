@@ -44,3 +44,5 @@ def test_disagreement_needs_an_opinion():
     opinions = (None, "failed", "wrong", "correct")
     assert [disagrees(graded(EVALUATION, 0, 0, "wrong", opinion=opinion)) for opinion in opinions] == [False, False, False, True]
     assert disagrees(graded(EVALUATION, 0, 0, "correct", opinion="wrong"))
+    rights = [disagrees(graded(EVALUATION, 0, 0, "correct", opinion=opinion)) for opinion in opinions]
+    assert rights == [False, False, True, False], "no opinion on a right answer is no disagreement"

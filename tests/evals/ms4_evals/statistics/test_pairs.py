@@ -28,6 +28,7 @@ def test_the_modes_are_compared_problem_by_problem_and_only_when_complete():
     assert (difference.value, difference.low, difference.high) == (0.75, 0.5, 1.0)
     part = summary_of(HIGH, [[1]])
     assert compare_modes(part, complete, **SETTINGS) is None
+    assert compare_modes(summary_of(HIGH, [[1, 1], [1, 1]]), summary_of(NONE, [[1]]), **SETTINGS) is None, "either side counts"
     allowed = compare_pairs(part, complete, allow_errors=True, **SETTINGS)
     assert allowed is not None
     assert (allowed.problems, allowed.difference.value) == (1, 0.5)

@@ -144,3 +144,17 @@ def test_a_ratio_whose_resamples_may_have_nothing_to_divide_by_has_no_interval()
     first, second = np.array([[4.0], [6.0]]), np.array([[0.0], [5.0]])
     (ratio,) = paired_ratios(first, second, confidence=0.95, resamples=100, seed=0)
     assert (ratio.value, ratio.low, ratio.high) == (2.0, None, None)
+
+
+@pytest.mark.parametrize(("right", "samples"), [(1, 3), (1, 10), (7, 10)])
+def test_equal_shares_that_no_double_holds_do_not_make_an_interval_of_no_width(right, samples):
+    """The mean of equal doubles may differ from them in the last bit, so their standard deviation is 1e-17 and not 0."""
+    for problems in range(2, 40):
+        result = score([[True] * right + [False] * (samples - right)] * problems, 0.95)
+        assert result.standard_error == 0
+        assert (result.low, result.high) == wilson_interval(result.value, problems, 0.95)
+        shares = [right / samples] * problems
+        difference = paired_difference(shares, [0.0] * problems, confidence=0.95, resamples=50, seed=0)
+        assert difference.method == "wilson"
+        assert difference.high - difference.low > 0.1
+    assert any(np.std([0.1] * problems, ddof=1) > 0 for problems in range(2, 40)), "control: it happens"

@@ -20,6 +20,7 @@ from support.flaky_server import MODEL, TESTS, FlakyServer
 
 from ms4_evals.clients.base import SampleRequest
 from ms4_evals.clients.endpoint.client import EndpointClient, check_extra_body
+from ms4_evals.clients.servers.kinds import KINDS
 from ms4_train.errors import EvaluationError
 
 KEY = "sk-planted-9876543210"
@@ -30,7 +31,9 @@ def test_identity_names_the_model_and_not_the_address():
         identities = [
             EndpointClient(section(url, kind="auto", extra_body={"top_k": 40})).identity() for url in (first.base_url, second.base_url)
         ]
-        assert identities[0] == identities[1] == {"endpoint_model": MODEL, "kind": "vllm", "extra_body": {"top_k": 40}}
+        plain = {"vllm": dict(KINDS["vllm"].plain_sampling)}
+        expected = {"endpoint_model": MODEL, "kind": "vllm", "extra_body": {"top_k": 40}, "plain_sampling": plain}
+        assert identities[0] == identities[1] == expected
     named = section("http://127.0.0.1:9/v1")
     named = named.model_copy(update={"servers": [named.servers[0].model_copy(update={"model": "given"})]})
     # Nothing is left open, so nobody is asked.

@@ -174,3 +174,17 @@ def test_twins_are_neighbours_that_are_equal_byte_for_byte():
 def test_usage_that_is_no_sane_count_is_not_told(value):
     assert read_usage(value).completion_tokens is None
     assert read_usage({"completion_tokens": 3, "completion_tokens_details": "x"}) == Usage(None, 3, None)
+
+
+def test_thinking_is_told_inside_the_details_or_as_sglang_does_beside_them():
+    assert read_usage({"completion_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 4}}).thinking_tokens == 4
+    assert read_usage({"completion_tokens": 9, "reasoning_tokens": 5}).thinking_tokens == 5
+    assert read_usage({"completion_tokens": 9, "reasoning_tokens": 5, "completion_tokens_details": None}).thinking_tokens == 5
+
+
+@pytest.mark.parametrize("ends", [("length", "stop"), ("stop", "length")])
+def test_an_answer_that_ended_twice_in_different_ways_is_none(ends):
+    """Which of the two is meant decides whether it counts as truncated; said twice alike it is one end."""
+    with pytest.raises(RequestFailure, match="ended twice"):
+        stream(chunk({"content": "a"}), *(chunk({}, end) for end in ends), DONE)
+    assert stream(chunk({"content": "a"}), chunk({}, ends[0]), chunk({}, ends[0]), DONE).finish_reason == ends[0]

@@ -93,3 +93,9 @@ def test_never_sooner_than_asked():
 def test_the_clock_is_read_when_no_time_is_given():
     ahead = datetime.datetime.fromtimestamp(time.time() + 20, datetime.UTC)
     assert 18 <= retry_after_seconds(format_datetime(ahead, usegmt=True)) <= 20
+
+
+def test_a_server_that_asks_for_no_wait_is_not_hammered():
+    """``Retry-After: 0``, or a date that is past: the wait is the one that failures make, as without the header."""
+    backoff = Backoff(first=2.0, chance=random.Random(3))
+    assert min(backoff.seconds(1, retry_after=0.0) for _ in range(100)) >= 1.0

@@ -77,6 +77,15 @@ def test_a_key_is_sent_and_not_shown(monkeypatch):
     assert "Authorization" not in target("http://host/v1").headers
 
 
+@pytest.mark.parametrize("end", ["", "."])
+def test_a_key_that_a_clipped_message_ends_within_is_not_shown(monkeypatch, end):
+    monkeypatch.setenv("THE_KEY", KEY)
+    made = target("http://host/v1", api_key_env="THE_KEY")
+    for size in range(4, len(KEY)):
+        assert made.words(f"HTTP 400: bad key {KEY[:size]}{end}") == f"HTTP 400: bad key ***{end}"
+    assert made.words("HTTP 400: bad key.") == "HTTP 400: bad key."
+
+
 def test_messages_name_the_section():
     judge = JudgeSection.model_validate({"servers": [{"base_url": "http://host/v1"}, {"base_url": "http:///v1"}]})
     assert section_name(section({"base_url": "http://host/v1"})) == "endpoint"
@@ -146,3 +155,21 @@ def test_nobody_there():
         url = server.base_url
     failure = refused(target(url))
     assert (failure.error_class, failure.is_misconfigured) == ("connection", False)
+
+
+class Broken(httpx.AsyncBaseTransport):
+    """Its list of models fails, as that of transformers serve without a cache of the hub."""
+
+    async def handle_async_request(self, request):
+        return httpx.Response(500, stream=httpx.ByteStream(b"no cache"), request=request)
+
+
+def test_a_list_of_models_that_fails_matters_only_where_the_name_is_not_given():
+    async def prepare(made: Target) -> str | None:
+        async with httpx.AsyncClient(transport=Broken()) as client:
+            await made.prepare(client, 5.0)
+        return made.model
+
+    assert asyncio.run(prepare(target("http://host/v1", model="given"))) == "given"
+    with pytest.raises(RequestFailure):
+        asyncio.run(prepare(target("http://host/v1")))

@@ -33,6 +33,7 @@ CASES = {
     "Models write [THINK] first.": ("", "Models write [THINK] first.", False),
     "Answer: 3 [THINK]so[/THINK]": ("", "Answer: 3 [THINK]so[/THINK]", False),
     "a[/THINK]b": ("", "a[/THINK]b", False),
+    "[/THINK]b": ("", "[/THINK]b", False),
     "the tags <think> and </think>\nare tags": ("", "the tags <think> and </think>\nare tags", False),
     "print('</think>') # 3": ("", "print('</think>') # 3", False),
     "[think]a[/think]b": ("", "[think]a[/think]b", False),

@@ -96,3 +96,10 @@ def test_an_empty_text_is_one_empty_line():
 )
 def test_values_are_equal_when_python_says_so(got, expected, is_equal):
     assert same_value(got, expected) == is_equal
+
+
+@pytest.mark.parametrize("got", ["1\n2\n3", "1", "1\n2\n2", "1\n2\n\n3"])
+def test_more_lines_or_fewer_are_a_difference_though_all_others_agree(got):
+    difference = printed_difference(got, "1\n2")
+    assert difference is not None
+    assert difference.kind == "lines"

@@ -87,8 +87,8 @@ PROBES = [
 
 
 def seconds_for(code: str) -> int:
-    """A second where the alarm is wanted; else the original's six, so that a busy machine changes nothing."""
-    return 1 if "sleep" in code or "while" in code else 6
+    """A second where the alarm is wanted; else much more than the original's six, so that a busy machine changes nothing."""
+    return 1 if "sleep" in code or "while" in code else 60
 
 
 @pytest.mark.parametrize(("code", "expected"), [case[1:] for case in PROBES], ids=[case[0] for case in PROBES])
@@ -228,3 +228,18 @@ def test_a_failing_sandbox_gives_no_verdict():
 def test_the_result_of_an_empty_list_passes_and_zero_does_not():
     assert OfficialResult(()).passed
     assert not dataclasses.replace(OfficialResult((True,)), results=(True, False)).passed
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        "type('ndarray', (), {'__module__': 'numpy', 'size': 1, 'tolist': lambda self: []})()",
+        "type('ndarray', (), {'__module__': 'numpy', 'size': 1, 'tolist': lambda self: self})()",
+        "type('ndarray', (), {'__module__': 'numpy', 'size': None, 'tolist': lambda self: None})()",
+        "type('ndarray', (), {'__module__': 'numpy', 'size': 1, 'tolist': lambda self: [[], 1]})()",
+    ],
+)
+def test_an_array_that_lies_about_its_size_is_a_failure_of_the_program(sandbox, returned):
+    """Not of the grader: an exception here would end the whole evaluation, and every start of it anew."""
+    result = grade_official(sandbox, f"def f(x):\n    return {returned}\n", "f", [CodeTest("1", "1")])
+    assert not result.passed

@@ -219,3 +219,15 @@ def test_a_result_without_runs_passes_nothing():
     assert not StrictResult((), 0).passed
     assert not StrictResult((run,), 2).passed
     assert StrictResult((run,), 1).passed
+
+
+def test_what_follows_a_right_answer_is_not_held():
+    """A program that passes may print megabytes of white space in each of a hundred tests."""
+
+    class Spaces:
+        def run(self, files, arguments, *, stdin=b"", limits):
+            return Outcome("exited", 0, None, b"1 2\n3 4\n" + b" " * (1 << 20), b"", 0.1, 0.1, 0)
+
+    result = StrictGrader(Spaces()).grade(ECHO, "pass")
+    assert result.passed
+    assert len(result.runs[0].got) <= 1000
