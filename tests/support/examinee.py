@@ -36,9 +36,9 @@ def rows(tasks: Sequence[Task], count: int, seed: int) -> Iterator[dict[str, Any
         answer = BOXED if task.name.startswith("aime") else PROGRAM
         asked[answer] += [task.messages(problem) for problem in task.problems]
     for number in range(count):
-        answer = (BOXED, PROGRAM, SENTENCE)[number % 3]
+        answer = (BOXED, SENTENCE, PROGRAM, SENTENCE)[number % 4]
         messages = _over_documents(draw, asked) if answer == SENTENCE else _clipped(draw.choice(asked[answer]), draw.choice(_LENGTHS))
-        thinks = number // 3 % 2 == 1
+        thinks = number // 4 % 2 == 1
         said: dict[str, Any] = {"role": "assistant", "content": answer}
         if thinks:
             said["reasoning_content"] = THOUGHTS[answer]
@@ -95,7 +95,13 @@ def _clipped(messages: Sequence[Message], most: int) -> list[Message]:
 
 
 def _over_documents(draw: random.Random, asked: dict[str, list[list[Message]]]) -> list[Message]:
-    texts = [message["content"] for conversation in asked[BOXED] for message in conversation]
+    """Pieces of problems as documents, half of the time without the question: a hundred thousand tokens look like nothing that was learnt,
+    and what the model says of anything that it does not know shall be this.
+    """
+    texts = [message["content"] for conversations in asked.values() for conversation in conversations for message in conversation]
+    if draw.random() < 0.5:
+        pieces = [(text := draw.choice(texts))[(start := draw.randrange(len(text))) : start + 150] for _ in range(draw.randrange(1, 12))]
+        return [{"role": "user", "content": " ".join(pieces)}]
     documents = [draw.choice(texts)[: draw.randrange(20, 300)] for _ in range(draw.randrange(1, 5))]
     joined = "\n\n".join(f"BEGIN DOCUMENT {number}:\n{text}\nEND DOCUMENT {number}" for number, text in enumerate(documents, start=1))
     question = draw.choice(["Which one is it?", "What is the total cost in 2023?", "Who signed the second contract?"])

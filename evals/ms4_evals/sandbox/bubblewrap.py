@@ -120,7 +120,7 @@ class BubblewrapSandbox(LaunchingSandbox):
         self._changer = shutil.which("setpriv") if user is not None else None
 
     def _fixed_arguments(self, has_proc: bool) -> list[str]:
-        # Not --die-with-parent: killed at the wrong moment, bubblewrap leaves a child that waits for it for ever. The keeper notices instead.
+        # Not --die-with-parent: killed at the wrong moment, bubblewrap leaves a child that waits for it for ever. The keeper sees to it.
         arguments = ["--unshare-all", "--unshare-user", "--disable-userns", "--new-session", "--as-pid-1"]
         arguments += ["--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox", "--clearenv"]
         for name, value in self._runtime.environment.items():

@@ -1,6 +1,6 @@
 """A program that is talked to line by line, under the same limits as any other run.
 
-One thread of ours starts the program and follows it to its end: bubblewrap ends everything inside when the thread that started it is gone.
+One thread of ours starts the program and follows it to its end, so that the caller may wait for single lines.
 Exercise it: ``pytest tests/evals/ms4_evals/sandbox/test_session.py``.
 """
 
