@@ -20,7 +20,7 @@ from ms4_evals.identity import content_hash, sample_seed
 from ms4_evals.progress import Progress
 from ms4_evals.store.records import Evaluation, PlannedProblem, RunRecord, Sample
 from ms4_evals.store.results import ResultStore
-from ms4_evals.tasks.base import MODES, Mode, Task, TaskProblem, board_id, column_id, grading_id, prompt_id, sampling_id
+from ms4_evals.tasks.base import MODES, Mode, Task, TaskProblem, board_id, column_id, grading_id, prompt_id, sampling_id, shown_prompt
 from ms4_evals.token_counts import count_tokens
 from ms4_train.config.eval_tasks import ModesSection
 from ms4_train.errors import EvaluationError
@@ -190,6 +190,7 @@ def _plan_evaluation(task: Task, mode: Mode, sampling: dict[str, float | int]) -
             grading_id=grading_id(task.grader, problem.gold),
             gold=problem.gold,
             question=problem.question,
+            prompt=_storable(shown_prompt(task.messages(problem))),
             facts=problem.facts,
         )
         for problem in task.problems

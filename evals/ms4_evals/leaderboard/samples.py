@@ -36,7 +36,7 @@ _FACTS = (
 def write_problems(writer: ShardWriter, stem: str, problems: Sequence[PlannedProblem]) -> dict[str, Any]:
     """Write questions and right answers; returns where each lies."""
     shards = TextShards(writer, stem)
-    places = [shards.add({"question": problem.question, "gold": problem.gold}) for problem in problems]
+    places = [shards.add({"question": problem.question, "gold": problem.gold, "prompt": problem.prompt}) for problem in problems]
     shards.close()
     return {"stem": stem, "first": [first for first, _ in places], "last": [last for _, last in places]}
 

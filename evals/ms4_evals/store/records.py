@@ -37,13 +37,18 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class PlannedProblem:
-    """A problem as one evaluation asks and grades it."""
+    """A problem as one evaluation asks and grades it.
+
+    Attributes:
+        prompt: the conversation as it is asked, for people; a long one without its middle (``tasks.base.shown_prompt``).
+    """
 
     problem_id: str
     prompt_id: str
     grading_id: str
     gold: str
     question: str
+    prompt: str = ""
     facts: Mapping[str, str | int] = field(default_factory=dict)
 
 

@@ -229,7 +229,8 @@ class ResultStore:
 
     def _evaluation(self, row: tuple[Any, ...]) -> Evaluation:
         problems = self._execute(
-            "SELECT problem_id, prompt_id, grading_id, gold, question, facts FROM problems WHERE column_id = ? ORDER BY position", (row[4],)
+            "SELECT problem_id, prompt_id, grading_id, gold, question, prompt, facts FROM problems WHERE column_id = ? ORDER BY position",
+            (row[4],),
         )
         sampling = parse_json(row[6], file=self.path)
         numbers = isinstance(sampling, dict) and all(isinstance(value, int | float) for value in sampling.values())
@@ -269,9 +270,19 @@ class ResultStore:
             ),
         )
         self._connection.executemany(
-            "INSERT INTO problems VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (column_id, position) DO UPDATE SET facts = excluded.facts",
+            "INSERT INTO problems VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (column_id, position) DO UPDATE SET facts = excluded.facts",
             [
-                (column, position, item.problem_id, item.prompt_id, item.grading_id, item.gold, item.question, _dump(item.facts))
+                (
+                    column,
+                    position,
+                    item.problem_id,
+                    item.prompt_id,
+                    item.grading_id,
+                    item.gold,
+                    item.question,
+                    item.prompt,
+                    _dump(item.facts),
+                )
                 for position, item in enumerate(evaluation.problems)
             ],
         )

@@ -31,7 +31,7 @@ CREATE TABLE evaluations (
     PRIMARY KEY (run_id, column_id));
 CREATE TABLE problems (
     column_id TEXT NOT NULL, position INTEGER NOT NULL, problem_id TEXT NOT NULL, prompt_id TEXT NOT NULL, grading_id TEXT NOT NULL,
-    gold TEXT NOT NULL, question TEXT NOT NULL, facts TEXT NOT NULL,
+    gold TEXT NOT NULL, question TEXT NOT NULL, prompt TEXT NOT NULL, facts TEXT NOT NULL,
     PRIMARY KEY (column_id, position)) WITHOUT ROWID;
 CREATE TABLE samples (
     sample_id INTEGER PRIMARY KEY, run_id TEXT NOT NULL REFERENCES runs, problem_id TEXT NOT NULL, prompt_id TEXT NOT NULL,

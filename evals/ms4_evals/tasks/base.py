@@ -18,6 +18,9 @@ MODES: tuple[Mode, ...] = ("none", "high")
 
 Message = dict[str, str]
 
+_SHOWN_CHARACTERS = 8_000
+"""Of the beginning and of the end of a long prompt."""
+
 
 @dataclass(frozen=True)
 class TaskProblem:
@@ -100,6 +103,15 @@ class QuestionTask:
         """One user message: the instruction, an empty line, the question."""
         content = f"{self.instruction}\n\n{problem.question}" if self.instruction else problem.question
         return [{"role": "user", "content": content}]
+
+
+def shown_prompt(messages: list[Message]) -> str:
+    """A conversation for people, one message after the other under its role; a long one has its middle left out, and says so."""
+    text = "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in messages)
+    left_out = len(text) - 2 * _SHOWN_CHARACTERS
+    if left_out <= 0:
+        return text
+    return f"{text[:_SHOWN_CHARACTERS]}\n[... {left_out:,} characters left out ...]\n{text[-_SHOWN_CHARACTERS:]}"
 
 
 def prompt_id(messages: list[Message]) -> str:

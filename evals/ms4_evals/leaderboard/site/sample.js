@@ -58,6 +58,7 @@ async function showSample(pane, browser, row) {
     notes && notesSection(notes),
     texts.error ? textSection("error", texts.error, true) : null,
     textSection("question", question.question, false),
+    question.prompt ? textSection("prompt, as it was asked", question.prompt, false) : null,
     row.thinking
       ? textSection("thinking", texts.thinking, true, `${count(row.thinking)} characters, ${count(row.thinkingTokens)} tokens`)
       : null,

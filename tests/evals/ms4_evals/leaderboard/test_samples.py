@@ -66,7 +66,10 @@ def test_questions_and_right_answers(rich_boards, tmp_path, read_texts):
     problems = board_problems(rich_boards[1])
     places = write_problems(ShardWriter(tmp_path), "q", problems)
     texts = read_texts(tmp_path, places["stem"])
-    assert [texts[index] for index in range(len(problems))] == [{"question": item.question, "gold": item.gold} for item in problems]
+    assert [texts[index] for index in range(len(problems))] == [
+        {"question": item.question, "gold": item.gold, "prompt": item.prompt} for item in problems
+    ]
+    assert all(item.question in item.prompt for item in problems)
     assert len(places["first"]) == len(places["last"]) == len(problems)
 
 

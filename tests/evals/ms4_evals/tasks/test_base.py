@@ -3,7 +3,7 @@
 import dataclasses
 
 from ms4_evals.graders.integer import IntegerGrader
-from ms4_evals.tasks.base import QuestionTask, TaskProblem, board_id, column_id, grading_id, prompt_id, sampling_id
+from ms4_evals.tasks.base import QuestionTask, TaskProblem, board_id, column_id, grading_id, prompt_id, sampling_id, shown_prompt
 
 SAMPLING = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 64}
 TASK = QuestionTask("t", "Title", 4, (TaskProblem("t/1", "What?", "7"), TaskProblem("t/2", "Why?", "8")), IntegerGrader(), "Box it.")
@@ -44,3 +44,13 @@ def test_stored_answers_are_found_by_prompt_and_sampling_and_graded_by_grader_an
     assert sampling_id(SAMPLING) == sampling_id(dict(reversed(SAMPLING.items())))
     ids = {grading_id(grader, gold) for grader in (IntegerGrader(), OTHER_GRADER) for gold in ("7", "8")}
     assert len(ids) == 4
+
+
+def test_a_prompt_is_shown_with_its_roles_and_a_long_one_without_its_middle():
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+    assert shown_prompt(messages) == "[system]\nBe brief.\n\n[user]\n1+1?"
+    long = shown_prompt([{"role": "user", "content": "a" * 50_000 + "z" * 50_000}])
+    assert len(long) < 17_000
+    assert long.startswith("[user]\naaa")
+    assert long.endswith("zzz")
+    assert "84,007 characters left out" in long
