@@ -270,7 +270,8 @@ class ResultStore:
             ),
         )
         self._connection.executemany(
-            "INSERT INTO problems VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (column_id, position) DO UPDATE SET facts = excluded.facts",
+            "INSERT INTO problems VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (column_id, position) DO UPDATE SET facts = excluded.facts",
             [
                 (
                     column,
