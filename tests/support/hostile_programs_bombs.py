@@ -143,6 +143,7 @@ size, end = 0, time.monotonic() + facts['seconds']
 while time.monotonic() < end and size < 90:
     time.sleep(0.01)
     size = sum(int(open(f'/proc/{number}/statm').read().split()[1]) // 256 for number in numbers)
+time.sleep(0.2)  # a tree is measured forty times a second; what is let go of sooner may pass unseen
 print(size)
 for number in numbers:
     os.kill(int(number), 9)
