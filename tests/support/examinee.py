@@ -69,13 +69,13 @@ def train_examinee(folder: Path, tasks: Sequence[Task]) -> Path:
         "model.path": folder / "base",
         "data.train.0.path": folder / "rows.jsonl",
         "data.validation_fraction": 0,
-        "data.max_length": 2048,
+        "data.max_length": 4096,
         "training.learning_rate": 3e-3,
         "training.train_router": True,
         "training.eval_strategy": "no",
         "training.save_strategy": "no",
         "training.per_device_train_batch_size": 1,
-        "training.num_train_epochs": 1,
+        "training.num_train_epochs": 2,
         "tracking.console": False,
         "tracking.peak_flops": 1e11,
     }
@@ -100,7 +100,8 @@ def _over_documents(draw: random.Random, asked: dict[str, list[list[Message]]]) 
     """
     texts = [message["content"] for conversations in asked.values() for conversation in conversations for message in conversation]
     if draw.random() < 0.5:
-        pieces = [(text := draw.choice(texts))[(start := draw.randrange(len(text))) : start + 150] for _ in range(draw.randrange(1, 12))]
+        count = draw.randrange(20, 45) if draw.random() < 0.1 else draw.randrange(1, 12)
+        pieces = [(text := draw.choice(texts))[(start := draw.randrange(len(text))) : start + 150] for _ in range(count)]
         return [{"role": "user", "content": " ".join(pieces)}]
     documents = [draw.choice(texts)[: draw.randrange(20, 300)] for _ in range(draw.randrange(1, 5))]
     joined = "\n\n".join(f"BEGIN DOCUMENT {number}:\n{text}\nEND DOCUMENT {number}" for number, text in enumerate(documents, start=1))
