@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-_BOOTSTRAP_CELLS = 1 << 22
+_BOOTSTRAP_CELLS = 1 << 20
 _SAME = 1e-12
 """Means of problems closer than this are equal: shares of at most 10,000 samples differ by 1e-8 or not at all, and rounding is 1e-16."""
 
