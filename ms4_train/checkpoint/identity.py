@@ -32,6 +32,8 @@ FREE_TRAINING_KEYS = frozenset(
         "save_strategy",
         "save_steps",
         "save_total_limit",
+        "save_async",
+        "on_save_error",
         "resume_from_checkpoint",
     }
 )

@@ -157,7 +157,13 @@ class TrainingSection(Section):
     eval_max_rows: PositiveInt | None = None
     save_strategy: Literal["no", "steps", "epoch"] = "steps"
     save_steps: PositiveInt = 500
-    save_total_limit: PositiveInt = 2
+    save_total_limit: Annotated[int, Field(ge=2)] = Field(
+        default=2, description="Checkpoints that are kept. At least two: if the newest is damaged, the run goes on from the one before."
+    )
+    save_async: bool = Field(default=True, description="Write run state in the background, from a copy, while training goes on.")
+    on_save_error: Literal["stop", "continue"] = Field(
+        default="stop", description="What a disk that is full or fails does to the run: end it, or warn and go on to the next save."
+    )
     resume_from_checkpoint: str = Field(default="auto", description="auto, never, or a checkpoint folder.")
 
 
@@ -291,9 +297,18 @@ class AdapterSection(Section):
 class ParallelSection(Section):
     """How the run is laid over processes. One process needs none of it."""
 
-    expert_parallel_size: PositiveInt = 1
+    expert_parallel_size: PositiveInt = Field(default=1, description="Ranks that share out the experts of each layer.")
+    data_parallel_size: PositiveInt | None = Field(
+        default=None, description="Ranks that share out the rows: the number of processes. Default: however many are started."
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage when more than one process runs.")
-    timeout_seconds: PositiveInt = 1800
+    offload_optimizer: Literal["none", "cpu"] = Field(
+        default="none", description="Where optimizer state lies; cpu needs zero_stage 1 to 3."
+    )
+    offload_parameters: Literal["none", "cpu"] = Field(default="none", description="Where idle parameters lie; cpu needs zero_stage 3.")
+    timeout_seconds: PositiveInt = Field(
+        default=1800, description="A rank that gets no further for this long counts as hung, and ends the run."
+    )
 
 
 class WandbSection(Section):
