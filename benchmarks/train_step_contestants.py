@@ -146,7 +146,7 @@ def build_ours(work: Work) -> Contestant:
         return nll.detach() / work.num_tokens
 
     def first_moments() -> dict[str, Tensor]:
-        found = {state.name: state.tensors["exp_avg"] for state in engine.export_state()}
+        found = {piece.name: piece.tensors["exp_avg"].view(piece.full_shape) for piece in engine.export_state()}
         return to_peft(found) if work.mode == "lora" else found  # a gradient changes name and shape as its parameter does in PEFT's file
 
     return Contestant(model, backward, lambda: engine.step(TRAINING.learning_rate, TRAINING.max_grad_norm), first_moments)

@@ -22,6 +22,8 @@ class MS4Error(Exception):
 
     exit_code = 2
     code = "error"
+    on_all_ranks = False
+    """Whether every rank of the run raises it at this point, by agreement; set on an object, not on a class."""
 
     def __init__(
         self,
@@ -127,10 +129,31 @@ class TrainingError(MS4Error):
     code = "training"
 
 
+class NotFiniteError(TrainingError):
+    """A loss or a gradient norm that is infinite or not a number; every rank raises it, before the optimizer step.
+
+    ``value`` is the loss or the norm.
+    """
+
+    code = "not-finite"
+
+    def __init__(self, message: str, *, value: float, fix: str | None = None) -> None:
+        self.value = value
+        self.on_all_ranks = True
+        super().__init__(message, fix=fix)
+
+
 class ParallelError(MS4Error):
     """A process mesh that does not fit the model or the machine."""
 
     code = "parallel"
+
+
+class RankLostError(ParallelError):
+    """Another rank of the run died, hangs, or ended with an error of its own."""
+
+    code = "rank-lost"
+    exit_code = 76
 
 
 class EngineError(MS4Error):
@@ -155,4 +178,10 @@ class StorageError(MS4Error):
     """A disk that is full or that cannot be written."""
 
     code = "storage"
-    exit_code = 2
+
+
+class DiskFullError(StorageError):
+    """A disk, quota or file size limit that is full."""
+
+    code = "disk-full"
+    exit_code = 75

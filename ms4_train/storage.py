@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from ms4_train.errors import StorageError
+from ms4_train.errors import DiskFullError, StorageError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Libraries that write through Rust or C++ report a full disk as text.
@@ -50,17 +50,20 @@ def require_free_bytes(path: str | Path, needed: int) -> None:
     """Check, before writing, that ``needed`` bytes fit where ``path`` is or would be.
 
     Raises:
-        StorageError: names the bytes needed and free.
+        DiskFullError: names the bytes needed, free and missing.
     """
     free = free_bytes(path)
     if free is not None and free < needed:
         raise _full_error(path, needed, free)
 
 
-def _full_error(path: str | Path, needed: int | None, free: int | None) -> StorageError:
+def _full_error(path: str | Path, needed: int | None, free: int | None) -> DiskFullError:
     wanted = "" if needed is None else f" {needed:,} bytes are needed,"
     left = "an unknown number of" if free is None else f"{free:,}"
-    return StorageError(f"the disk is full:{wanted} {left} bytes are free.", file=path, fix="free space or choose another folder.")
+    missing = f", {needed - free:,} are missing" if needed is not None and free is not None and needed > free else ""
+    return DiskFullError(
+        f"the disk is full:{wanted} {left} bytes are free{missing}.", file=path, fix="free space or choose another folder."
+    )
 
 
 @contextlib.contextmanager
@@ -72,7 +75,8 @@ def storage_errors(path: str | Path, needed: int | None = None) -> Iterator[None
         needed: bytes the block writes, where known.
 
     Raises:
-        StorageError: the disk is full, or the path cannot be written.
+        DiskFullError: the disk is full.
+        StorageError: the path cannot be written.
     """
     try:
         yield

@@ -92,8 +92,9 @@ class StackFactors(nn.Module):
 
     def extra_repr(self) -> str:
         """The adapted stacks with rank and scale."""
-        pairs = self.pairs().items()
-        return ", ".join(f"{stack}: rank={a_eri.shape[1]}, scale={self.stack_scales[stack]:g}" for stack, (a_eri, _) in pairs)
+        # Under ZeRO 3, which prints the model, a parameter is empty and its shape stands beside it.
+        ranks = {stack: getattr(a_eri, "ds_shape", a_eri.shape)[1] for stack, (a_eri, _) in self.pairs().items()}
+        return ", ".join(f"{stack}: rank={rank}, scale={self.stack_scales[stack]:g}" for stack, rank in ranks.items())
 
 
 class StackedLora(StackFactors):
@@ -176,14 +177,29 @@ class StackedLora(StackFactors):
         parts = row_parts(self.names_of, rows)
         if len(parts) == 1:
             return self._sum_of(parts[0].names), None
-        choices = [self.names_of(None), *((name,) for name in self.adapters)]
-        choices = [names for names in dict.fromkeys(choices) if names]
+        return self.every_lora(), self.row_indices(rows)
+
+    def row_indices(self, rows: int) -> Tensor:
+        """The index, in :meth:`every_lora`, of what belongs to each row, int64 [rows] (-1: nothing). The same count on all processes."""
+        choices, parts = self._choices(), row_parts(self.names_of, rows)
+        indices = tuple(choices.index(part.names) if part.names else -1 for part in parts)
+        return index_rows(indices, tuple(parts), next(self.parameters()).device)
+
+    def every_lora(self) -> ExpertLora | None:
+        """All that may belong to a row, side by side, without gradient; None where nothing may."""
+        choices = self._choices()
         sources = [factor for names in choices for name in names for pair in self.of(name).pairs().values() for factor in pair]
+        if not sources:
+            return None
         if self.kept is None or [id(factor) for factor in self.kept[0]] != [id(factor) for factor in sources]:
             adapters = [lora for names in choices if (lora := self._sum_of(names)) is not None]
             self.kept = (sources, side_by_side(adapters))
-        indices = tuple(choices.index(part.names) if part.names else -1 for part in parts)
-        return self.kept[1], index_rows(indices, tuple(parts), sources[0].device)
+        return self.kept[1]
+
+    def _choices(self) -> list[tuple[str, ...]]:
+        """What may belong to a row: the adapters that act, and each by itself."""
+        choices = [self.names_of(None), *((name,) for name in self.adapters)]
+        return [names for names in dict.fromkeys(choices) if names]
 
     def release_decode(self) -> None:
         """Drop what is kept from weights as they were."""

@@ -29,6 +29,7 @@ from ms4_train.weights.checksums import file_sha256
 from ms4_train.weights.folder import whole_folder
 from ms4_train.weights.layouts.pieces import ModelConfig
 from ms4_train.weights.reading.loading import first_expert
+from ms4_train.weights.reading.shares import assign
 
 OWN_FILES = (CONFIG_FILE, WEIGHTS_FILE, BASE_FILE)
 
@@ -143,7 +144,7 @@ def _fill(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor],
             module = model.get_submodule(f"{owner}.mlp.experts")
             assert isinstance(module, Mistral4Experts)
             value = value[first_expert(module) :][: module.num_local_experts]
-        parameter.copy_(value)
+        assign(parameter, value)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -36,7 +36,7 @@ def fill(model: nn.Module, adapter: str, start: str, *, seed: int) -> None:
         seed: decides the values, with the names.
     """
     for name, parameter in model.named_parameters():
-        if adapter_of(name) != adapter:
+        if adapter_of(name) != adapter or parameter.is_meta:  # a model without memory is there to be counted
             continue
         if STACKS_OF in name:
             if "_a_" in name.rpartition(".")[2]:

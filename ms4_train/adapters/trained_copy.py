@@ -6,7 +6,6 @@ Exercise it: ``pytest tests/ms4_train/adapters/test_trained_copy.py``.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ms4_train.adapters.adapted import Wrapper
 from ms4_train.adapters.row_parts import row_parts
+from ms4_train.weights.reading.shares import copied_module
 
 
 class TrainedCopy(Wrapper):
@@ -43,7 +43,7 @@ class TrainedCopy(Wrapper):
 
     def add(self, name: str) -> None:
         """Add a copy that does not run yet."""
-        self.modules_to_save[name] = copy.deepcopy(self.original_module).requires_grad_(True)
+        self.modules_to_save[name] = copied_module(self.original_module).requires_grad_(True)
 
     def remove(self, name: str) -> None:
         """Take a copy away."""

@@ -63,16 +63,23 @@ def set_aside_later(root: Path, step: int) -> list[Path]:
 
 
 def prune(root: Path, keep: int) -> list[Path]:
-    """Delete all but the newest ``keep`` committed checkpoints. Call it only after a commit.
-
-    A folder is renamed to a temporary name first, so that a crash in the middle leaves nothing that looks committed.
-    """
+    """Delete all but the newest ``keep`` committed checkpoints. Call it only after a commit."""
     deleted = [folder for _, folder in committed_steps(root)[:-keep]]
     for folder in deleted:
-        doomed = folder.with_name(TEMPORARY_PREFIX + folder.name)
-        _set_name(folder, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        delete_checkpoint(folder)
     return deleted
+
+
+def delete_checkpoint(folder: Path) -> None:
+    """Delete a folder. It is renamed to a temporary name first, so that a crash in the middle leaves nothing that looks committed.
+
+    Raises:
+        StorageError: it cannot be renamed.
+    """
+    doomed = folder
+    if not folder.name.startswith(TEMPORARY_PREFIX):
+        doomed = _set_name(folder, folder.with_name(TEMPORARY_PREFIX + folder.name))
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _set_name(folder: Path, target: Path) -> Path:

@@ -1,105 +1,25 @@
 """Finding the checkpoint to resume from, and reading it: sums first, tensors only after they agree.
 
 ``auto`` takes the newest committed checkpoint; a corrupt one is renamed ``*.quarantine`` with a warning and the one before it is taken.
-When all are corrupt the run stops: it never starts again from zero unasked.
+When all are corrupt the run stops: it never starts again from zero unasked. Ranks share out the files that are summed, and each reads only
+the values that it will hold, whatever the ranks were that wrote them.
 Exercise it: ``pytest tests/ms4_train/checkpoint/test_load.py``.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
 from ms4_train.checkpoint.folders import committed_steps, quarantine, quarantined, set_aside_later, sweep_temporary
-from ms4_train.checkpoint.manifest import MANIFEST_NAME, MAX_JSON_BYTES, verify_folder
-from ms4_train.checkpoint.random_state import restore_random_state, seed_everything
-from ms4_train.checkpoint.save import STATE_NAME, rank_name
+from ms4_train.checkpoint.manifest import MANIFEST_NAME, OtherVersionError, check_step, files_of_rank, read_manifest, verify_files
+from ms4_train.checkpoint.saved import SavedRun
 from ms4_train.errors import CheckpointError
-from ms4_train.parallel import Mesh, TrainEngine
-from ms4_train.untrusted import parse_json, read_bytes
+from ms4_train.parallel import Mesh
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Rows ``[offset, ...)`` of a parameter, in one file."""
-
-    path: Path
-    shape: tuple[int, ...]
-    offset: int
-    step: int
-
-
-@dataclass(frozen=True)
-class SavedRun:
-    """A verified checkpoint. Its tensors stay on the disk until ``restore`` asks for them, one parameter at a time."""
-
-    folder: Path
-    step: int
-    world_size: int
-    state: dict[str, Any]
-    _pieces: dict[str, list[_Piece]] = field(repr=False)
-    _random: dict[int, dict[str, Any]] = field(repr=False)
-
-    def restore(self, engine: TrainEngine, *, seed: int) -> None:
-        """Put weights, optimizer state and random state back. Collective.
-
-        A rank that the saved run did not have gets random state from ``seed``, the step and its number.
-
-        Raises:
-            CheckpointError: the checkpoint has other parameters than the run trains.
-        """
-        trained = {name for name, parameter in engine.model.named_parameters() if parameter.requires_grad}
-        if trained != set(self._pieces):
-            missing, unexpected = sorted(trained - set(self._pieces)), sorted(set(self._pieces) - trained)
-            raise CheckpointError(
-                f"it does not hold the parameters of this run: {len(missing)} missing {missing[:3]}, "
-                f"{len(unexpected)} unexpected {unexpected[:3]}.",
-                file=self.folder,
-                fix="resume with the model, adapter and train_router setting that it was written with.",
-            )
-        engine.import_state(self.read_parameter)
-        rank = engine.mesh.rank
-        if rank in self._random:
-            restore_random_state(self._random[rank])
-        else:
-            seed_everything(seed + self.step, rank)
-
-    def read_parameter(self, name: str) -> Mapping[str, Tensor]:
-        """``weight``, ``exp_avg``, ``exp_avg_sq`` as full fp32 tensors, and ``step``.
-
-        Raises:
-            CheckpointError: the pieces do not make the full tensor.
-        """
-        pieces = sorted(self._pieces[name], key=lambda piece: piece.offset)
-        tensors = {kind: self._join(kind, name, pieces) for kind in ("weight", "exp_avg", "exp_avg_sq")}
-        return {**tensors, "step": torch.tensor(pieces[0].step)}
-
-    def _join(self, kind: str, name: str, pieces: list[_Piece]) -> Tensor:
-        parts: list[Tensor] = []
-        rows = 0
-        for piece in pieces:
-            try:
-                with safe_open(piece.path, framework="pt") as handle:
-                    part = handle.get_tensor(f"{kind}:{name}")
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{kind} cannot be read ({error}).", file=piece.path, key=name) from error
-            if piece.offset != rows or (piece.shape and part.shape[1:] != piece.shape[1:]):
-                raise CheckpointError(f"the pieces of {kind} do not fit together.", file=piece.path, key=name)
-            rows += part.shape[0] if part.ndim else 0
-            parts.append(part)
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if tuple(whole.shape) != pieces[0].shape:
-            raise CheckpointError(f"{kind} has shape {tuple(whole.shape)} instead of {pieces[0].shape}.", file=self.folder, key=name)
-        return whole
 
 
 def find_saved_run(root: Path, resume: str, mesh: Mesh) -> SavedRun | None:
@@ -111,41 +31,84 @@ def find_saved_run(root: Path, resume: str, mesh: Mesh) -> SavedRun | None:
     Args:
         root: the run's own checkpoint folder.
         resume: ``auto``, ``never``, or a checkpoint folder.
-        mesh: the main rank searches; all ranks open what it chose.
+        mesh: the main rank searches; all ranks verify a part of what it finds.
 
     Raises:
-        CheckpointError: the named folder is not a good checkpoint, or every checkpoint of an ``auto`` run is corrupt.
+        CheckpointError: the named folder is not a good checkpoint, every checkpoint of an ``auto`` run is corrupt, or the newest one was
+            written by another version of this program.
     """
-    report: dict[str, Any] = {"folder": None, "error": None}
+    _on_main(mesh, lambda: _sweep(root))
+    if resume == "never":
+        return None
+    if resume != "auto":
+        folder = _on_main(mesh, lambda: _named(root, resume))
+        if error := _verify(Path(folder), None, mesh):
+            raise error
+        return SavedRun.open(Path(folder))
+    while (candidate := _on_main(mesh, lambda: _newest(root))) is not None:
+        step, folder = candidate
+        error = _verify(Path(folder), step, mesh)
+        if error is None:
+            return SavedRun.open(Path(folder))
+        if isinstance(error, OtherVersionError):
+            raise error
+        if mesh.is_main:
+            _set_aside(Path(folder), error)
+    return None
+
+
+def _on_main(mesh: Mesh, work: Callable[[], Any]) -> Any:
+    """What ``work`` gives on the main rank, a JSON value, on every rank; a refusal of it is raised on all."""
+    report: dict[str, Any] = {"value": None, "error": None}
     if mesh.is_main:
         try:
-            folder = _choose(root, resume)
-            report["folder"] = None if folder is None else str(folder)
+            report["value"] = work()
         except CheckpointError as error:
             if mesh.world_size == 1:
                 raise
             report["error"] = str(error)
-    chosen = mesh.all_gather_json(report)[0]
-    if chosen["error"] is not None:
-        raise CheckpointError(chosen["error"])
-    return None if chosen["folder"] is None else open_saved_run(Path(chosen["folder"]))
+    report = mesh.all_gather_json(report)[0]
+    if report["error"] is not None:
+        raise _on_all_ranks(CheckpointError(report["error"]))
+    return report["value"]
 
 
-def _choose(root: Path, resume: str) -> Path | None:
+def _verify(folder: Path, step: int | None, mesh: Mesh) -> CheckpointError | None:
+    """What is wrong with a checkpoint, the same on every rank; None for nothing. Every rank sums a part of the files."""
+    failure: CheckpointError | None = None
+    try:
+        manifest = read_manifest(folder)
+        check_step(folder, manifest, step)
+        verify_files(folder, files_of_rank(manifest.files, mesh.rank, mesh.world_size))
+    except CheckpointError as error:
+        failure = error
+    other = isinstance(failure, OtherVersionError)
+    found = mesh.all_gather_json(None if failure is None else [other, failure.message, failure.file, failure.fix])
+    for report in found:
+        if report is not None:
+            is_other, message, file, fix = report
+            return _on_all_ranks((OtherVersionError if is_other else CheckpointError)(message, file=file, fix=fix))
+    return None
+
+
+def _on_all_ranks(error: CheckpointError) -> CheckpointError:
+    error.on_all_ranks = True
+    return error
+
+
+def _sweep(root: Path) -> None:
     for stale in sweep_temporary(root):
         _LOG.warning("deleted %s, which an interrupted save left behind.", stale)
-    if resume == "auto":
-        return _newest_good(root)
-    if resume == "never":
-        return None
+
+
+def _named(root: Path, resume: str) -> str:
     chosen = Path(resume)
     key = "training.resume_from_checkpoint"
     if not chosen.is_dir():
         raise CheckpointError("there is no such checkpoint folder.", file=resume, key=key, fix=_offer(root))
     if not (chosen / MANIFEST_NAME).exists():
         raise CheckpointError(f"this folder is not a checkpoint: it holds no {MANIFEST_NAME}.", file=resume, key=key, fix=_offer(root))
-    verify_folder(chosen)
-    return chosen
+    return str(chosen)
 
 
 def restart_after(root: Path, step: int) -> None:
@@ -157,14 +120,11 @@ def restart_after(root: Path, step: int) -> None:
         _LOG.warning("this run restarts before an earlier run's checkpoint, which is now %s.", aside)
 
 
-def _newest_good(root: Path) -> Path | None:
-    for step, folder in reversed(committed_steps(root)):
-        try:
-            verify_folder(folder, step)
-            return folder
-        except CheckpointError as error:
-            moved = quarantine(folder)
-            _LOG.warning("%s: %s It is kept as %s, and the checkpoint before it is tried.", error.file, error.message, moved.name)
+def _newest(root: Path) -> tuple[int, str] | None:
+    steps = committed_steps(root)
+    if steps:
+        step, folder = steps[-1]
+        return step, str(folder)
     if corrupt := quarantined(root):
         raise CheckpointError(
             f"no good checkpoint is left; {len(corrupt)} corrupt one{'s are' if len(corrupt) > 1 else ' is'} kept for inspection.",
@@ -174,31 +134,11 @@ def _newest_good(root: Path) -> Path | None:
     return None
 
 
+def _set_aside(folder: Path, error: CheckpointError) -> None:
+    moved = quarantine(folder)
+    _LOG.warning("%s: %s It is kept as %s, and the checkpoint before it is tried.", error.file, error.message, moved.name)
+
+
 def _offer(root: Path) -> str:
     steps = committed_steps(root)
     return f"name one of {', '.join(str(path) for _, path in steps)}." if steps else "use auto or never."
-
-
-def open_saved_run(folder: Path) -> SavedRun:
-    """Read the JSON files of a verified checkpoint.
-
-    Raises:
-        CheckpointError: they do not hold what they should.
-    """
-    try:
-        state = _read_json(folder / STATE_NAME)
-        pieces: dict[str, list[_Piece]] = {}
-        random: dict[int, dict[str, Any]] = {}
-        for rank in range(state["world_size"]):
-            part = _read_json(folder / f"{rank_name(rank)}.json")
-            random[rank] = part["random"]
-            for name, place in part["parameters"].items():
-                piece = _Piece(folder / place["file"], tuple(place["shape"]), place["offset"], place["step"])
-                pieces.setdefault(name, []).append(piece)
-        return SavedRun(folder, state["step"], state["world_size"], state, pieces, random)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"the checkpoint lacks {error}.", file=folder, fix="resume from another checkpoint.") from error
-
-
-def _read_json(path: Path) -> Any:
-    return parse_json(read_bytes(path, max_bytes=MAX_JSON_BYTES), file=path)

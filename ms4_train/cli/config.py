@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ms4_train.config import SftRun
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -27,11 +30,27 @@ ms4 config check configs/train/tiny_full.yaml
 ms4 config check run.yaml training.learning_rate=1e-4 data.train.0.path=rows.jsonl"""
 )
 def check(file: _File, overrides: _Overrides = None) -> None:
-    """Check a run file: every problem with its line, key and fix. Exit code 2 if there is one."""
-    from ms4_train.config import load_run
+    """Check a run file: every problem with its line, key and fix. Exit code 2 if there is one.
+
+    The number of processes is checked too, as far as it is known: data_parallel_size, and the model's experts where its folder is there.
+    """
+    from ms4_train.config import SftRun, load_run
 
     run = load_run(file, overrides or [])
+    if isinstance(run, SftRun):
+        _check_mesh(run)
     typer.echo(f"{file}: ok (recipe {run.recipe})")
+
+
+def _check_mesh(run: SftRun) -> None:
+    from ms4_train.config.mesh import check_mesh, planned_processes
+
+    processes = planned_processes(run.parallel)
+    check_mesh(run.parallel, processes)
+    if run.parallel.expert_parallel_size > 1 and Path(run.model.path).is_dir():
+        from ms4_train.weights import read_config
+
+        check_mesh(run.parallel, processes, read_config(run.model.path).n_routed_experts)
 
 
 @app.command(

@@ -12,8 +12,23 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ms4_train.cli import adapter, chat, config, data, doctor, evaluate, generate, hub, leaderboard, model, serve, train, weights
-from ms4_train.errors import MS4Error
+from ms4_train.cli import (
+    adapter,
+    chat,
+    checkpoint,
+    config,
+    data,
+    doctor,
+    evaluate,
+    generate,
+    hub,
+    leaderboard,
+    model,
+    serve,
+    train,
+    weights,
+)
+from ms4_train.errors import DiskFullError, MS4Error, RankLostError
 from ms4_train.storage import is_disk_full
 
 _EPILOG = """Examples:
@@ -47,6 +62,7 @@ app.command("train", epilog=train.EXAMPLES, rich_help_panel="Train and evaluate"
 app.command("serve", epilog=serve.EXAMPLES, rich_help_panel="Use a model")(serve.serve)
 app.command("generate", epilog=generate.EXAMPLES, rich_help_panel="Use a model")(generate.generate)
 app.command("chat", epilog=chat.EXAMPLES, rich_help_panel="Use a model")(chat.chat)
+app.add_typer(checkpoint.app, name="checkpoint", help="List, verify, prune and export run state.", rich_help_panel="Train and evaluate")
 app.add_typer(
     leaderboard.app, name="leaderboard", help="Results side by side, as a site or on the terminal.", rich_help_panel="Train and evaluate"
 )
@@ -81,8 +97,9 @@ def _let_threads_sleep() -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit.
 
-    Exit codes: 0 done; 2 an error that the user can mend, printed as one line (``error: ...``) on stderr; 130 interrupted;
-    a traceback means a defect of ours. A reader that went away (``ms4 ... | head``) ends the program without a message.
+    Exit codes: 0 done; 2 an error that the user can mend, printed as one line (``error: ...``) on stderr; 75 a full disk; 76 another rank
+    of the run was lost; 128 and a signal's number where one ended the program; a traceback means a defect of ours. A reader that went away
+    (``ms4 ... | head``) ends the program without a message.
 
     Args:
         arguments: without the program's name; default: those of the process.
@@ -92,6 +109,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         app(args=arguments, prog_name="ms4")
         sys.exit(0)
+    except RankLostError as error:
+        _fail(str(error), error.exit_code, at_once=True)
     except MS4Error as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -103,7 +122,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             raise
         file = getattr(error, "filename", None)
         place = f"{file}: " if file else ""
-        _fail(f"{place}the disk is full ({error}). Fix: free space or choose another folder.", 2)
+        _fail(f"{place}the disk is full ({error}). Fix: free space or choose another folder.", DiskFullError.exit_code)
 
 
 def _mark_warnings() -> None:
@@ -112,12 +131,14 @@ def _mark_warnings() -> None:
         logging.lastResort.setFormatter(logging.Formatter("warning: %(message)s"))
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _fail(message: str, code: int, *, at_once: bool = False) -> NoReturn:
     try:
         sys.stdout.flush()
     except OSError:
         _discard_stdout()
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if at_once:
+        os._exit(code)  # taking down a process group whose other ranks are gone may wait for them
     sys.exit(code)
 
 

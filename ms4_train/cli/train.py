@@ -21,6 +21,8 @@ Examples:
 
   ms4 train run.yaml training.resume_from_checkpoint=never  # start again
 
+  ms4 train run.yaml --nproc 8 parallel.expert_parallel_size=8   # eight processes on this machine
+
   torchrun --nproc-per-node 8 --no-python ms4 train run.yaml parallel.expert_parallel_size=8
 """
 
@@ -33,10 +35,14 @@ def train(
     file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="Run file (recipe: sft).", show_default=False)],
     overrides: _Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be trained, and stop.")] = False,
+    nproc: Annotated[
+        int | None, typer.Option("--nproc", metavar="N", help="Start N processes on this machine, one per GPU.", show_default=False)
+    ] = None,
 ) -> None:
     """Fine-tune a model, going on from its last checkpoint where there is one.
 
-    Ctrl-C or SIGTERM finishes the step, saves, and ends with exit code 128 plus the signal's number; the same command goes on.
+    Ctrl-C or SIGTERM finishes the step, saves, and ends with exit code 130 or 143; the same command goes on. A second Ctrl-C ends at once.
+    Other exit codes: 2 an error that you can mend, 75 a full disk, 76 another process of the run died or hangs.
     """
     from ms4_train.config import SftRun, load_run
     from ms4_train.errors import ConfigError
@@ -44,6 +50,12 @@ def train(
     config = load_run(file, overrides or [])
     if not isinstance(config, SftRun):
         raise ConfigError(f"recipe {config.recipe} does not train.", file=file, key="recipe", fix=f"run `ms4 eval run {file}`.")
+    if nproc is not None:
+        from ms4_train.cli.launch import launch, require_launchable
+
+        require_launchable(nproc)
+        if nproc > 1:
+            raise typer.Exit(launch(["train", str(file), *(overrides or []), *(["--dry-run"] if dry_run else [])], nproc))
     from ms4_recipes import sft
 
     sft.run(config, dry_run=dry_run)

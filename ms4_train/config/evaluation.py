@@ -24,7 +24,27 @@ from ms4_train.config.eval_tasks import (
 from ms4_train.config.schema import ModelSection, TrackingSection
 from ms4_train.config.section import Section
 
-__all__ = ["AimeTask", "ArithmeticTask", "EngineSection", "EvalRun", "LcrTask", "LiveCodeBenchTask", "ModeSampling", "ModesSection", "Task"]
+__all__ = [
+    "AimeTask",
+    "ArithmeticTask",
+    "EngineSection",
+    "EvalParallelSection",
+    "EvalRun",
+    "LcrTask",
+    "LiveCodeBenchTask",
+    "ModeSampling",
+    "ModesSection",
+    "Task",
+]
+
+
+class EvalParallelSection(Section):
+    """How the model is laid over processes. One process needs none of it."""
+
+    expert_parallel_size: PositiveInt = Field(default=1, description="Ranks that share out the experts of each layer.")
+    timeout_seconds: PositiveInt = Field(
+        default=1800, description="A rank that gets no further for this long counts as hung, and ends the run."
+    )
 
 
 class EvalRun(Section):
@@ -39,6 +59,7 @@ class EvalRun(Section):
     tasks: list[Task] = Field(min_length=1)
     modes: ModesSection = ModesSection()
     engine: EngineSection = EngineSection()
+    parallel: EvalParallelSection = Field(EvalParallelSection(), description="For a model on several processes; it changes no answer.")
     judge: JudgeSection | None = Field(default=None, description="For lcr: the model that compares answers with the official ones.")
     sandbox: SandboxSection = SandboxSection()
     allow_errors: bool = Field(

@@ -4,8 +4,10 @@ Nothing is copied or merged. A loaded adapter lies on the shared model beside wh
 is training, and acts on the rows of requests that name it alone (``model.row_segments``). A request that names none sees the model as it
 stands. Exercise it: ``pytest tests/ms4_train/inference/test_adapters.py``.
 
+With experts spread over processes all of these load the same adapters in the same order, and rows travel with the adapter they are for.
+
 Not covered, and refused when loading: modules saved whole whose output is not one row for each row of one input (an attention block, for
-one), and models whose experts are spread over processes.
+one).
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from ms4_train.adapters.several import unknown_adapter
 from ms4_train.adapters.targets import VISION_PREFIXES
 from ms4_train.adapters.trained_copy import TrainedCopy
 from ms4_train.errors import AdapterError
-from ms4_train.model.moe import GatedMLP, Mistral4Experts, Mistral4Router
+from ms4_train.model.moe import GatedMLP, Mistral4Router
 from ms4_train.model.network import Mistral4ForCausalLM
 from ms4_train.model.norm import RMSNorm
 
@@ -96,8 +98,6 @@ class AdapterRegistry:
         check_adapter_name(name)
         if name in adapter_names(self._model):
             raise AdapterError(f"there is an adapter {name!r} already.", key="name", fix="drop it first, or choose another name.")
-        if any(isinstance(module, Mistral4Experts) and module.exchange is not None for module in self._model.modules()):
-            raise AdapterError("adapters by row are not computed with experts spread over processes.", file=folder, fix=_MERGE)
         with _unchanged(self._model), torch.random.fork_rng(devices=[]):
             load_adapter(self._model, folder, base_fingerprint=base_fingerprint or self.base_fingerprint, name=name)
         whole = self._not_by_row(name)

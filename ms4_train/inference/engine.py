@@ -14,31 +14,28 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
 
 import torch
 
 from ms4_train.errors import EngineError
 from ms4_train.inference.adapters import AdapterRegistry
+from ms4_train.inference.calls import StepEngine, same_id
 from ms4_train.inference.checks import check_bounds, check_request
 from ms4_train.inference.detokenize import EngineTokenizer
 from ms4_train.inference.memory import cache_blocks
 from ms4_train.inference.paged_cache import CACHE_DTYPES, PagedLatentCache
-from ms4_train.inference.request import Completion, EngineStats, Event, FinishEvent, GenerationRequest, Progress
+from ms4_train.inference.request import EngineStats, Event, GenerationRequest
 from ms4_train.inference.run import Run
 from ms4_train.inference.runners import RunnerChoice, make_runner
 from ms4_train.inference.sequences import SequenceMaker
-from ms4_train.inference.token_stream import TokenStream
 from ms4_train.model.network import Mistral4ForCausalLM
 
 DEFAULT_TOKEN_BUDGET = 2048
 DEFAULT_BLOCK_SIZE = 32
 
 
-class Engine:
+class Engine(StepEngine):
     """Generates answers with a model.
 
     Args:
@@ -96,7 +93,6 @@ class Engine:
         self._stats = EngineStats()
         self._maker = SequenceMaker(model, tokenizer, self.adapters)
         self._run: Run | None = None
-        self._is_busy = False
 
     @property
     def stats(self) -> EngineStats:
@@ -129,13 +125,6 @@ class Engine:
             run, self._run = self._run, None
             run.close()
 
-    def __enter__(self) -> Self:
-        self.open()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
-
     def check(self, request: GenerationRequest) -> None:
         """Refuse a request that cannot be served; computes nothing, from any thread.
 
@@ -157,7 +146,7 @@ class Engine:
         run = self._opened()
         self.check(request)
         if run.holds(request.request_id):
-            raise EngineError("this request id is given twice.", key=request.request_id, fix="give every request its own id.")
+            raise same_id(request.request_id)
         run.add(self._maker.make(request, time.perf_counter()))
 
     def cancel(self, request_id: str) -> None:
@@ -168,59 +157,13 @@ class Engine:
         """Compute one step; returns what has become certain. What goes wrong with one answer ends that answer as "error"."""
         return self._opened().step()
 
-    def generate(
-        self,
-        requests: Iterable[GenerationRequest],
-        *,
-        on_finish: Callable[[Completion], None] | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
-    ) -> list[Completion]:
-        """Answers every request; opens the engine for the time of the call if it is closed.
-
-        Args:
-            requests: in any number; those that do not fit the batch wait for a free place.
-            on_finish: called with each completion as soon as it is there.
-            on_progress: called after each step.
-
-        Returns:
-            Completions in the order of the requests, a request's n answers in the order of their indices.
+    def step_together(self) -> list[Event]:
+        """The same where other ranks, which share the model's experts, compute a step too: meets them even with nothing to do.
 
         Raises:
-            EngineError: a request that cannot be served (checked before anything is computed), a request id given twice, logits that are
-                not finite, or a call while another one is running.
+            ParallelError: the ranks cannot meet any more; see ``Run.step``.
         """
-        wanted = list(requests)
-        self._check_all(wanted)
-        places = {request.request_id: number for number, request in enumerate(wanted)}
-        found: dict[tuple[int, int], Completion] = {}
-        with self._call(wanted) as run:
-            before, began = copy.deepcopy(self._stats), time.perf_counter()
-            while run.has_work:
-                for event in run.step():
-                    if isinstance(event, FinishEvent):
-                        completion = event.completion
-                        if completion.error is not None:
-                            raise completion.error
-                        found[places[completion.request_id], completion.index] = completion
-                        if on_finish is not None:
-                            on_finish(completion)
-                if on_progress is not None:
-                    on_progress(run.progress(before, len(found), began))
-        return [found[key] for key in sorted(found)]
-
-    def stream(self, request: GenerationRequest) -> TokenStream:
-        """Answers one request token by token.
-
-        Tokens that may turn out to begin a stop text are held back until that is known. The engine is busy until the stream has ended or
-        was closed.
-
-        Raises:
-            EngineError: as ``generate``, or n above 1; a bad request is refused here, not at the first token.
-        """
-        if request.n != 1:
-            raise EngineError(f"{request.n} answers cannot be streamed as one.", key="n", fix="use generate, or submit and step.")
-        self._check_all([request])
-        return TokenStream(lambda: self._call([request]))
+        return self._opened().step(together=True)
 
     def load_adapter(self, name: str, folder: str | Path) -> None:
         """Load an adapter that requests may name; works while others run.
@@ -246,14 +189,6 @@ class Engine:
     def _adapters_changed(self) -> None:
         if self._run is not None:
             self._run.adapters_changed()
-
-    def _check_all(self, requests: list[GenerationRequest]) -> None:
-        seen: set[str] = set()
-        for request in requests:
-            if request.request_id in seen:
-                raise EngineError("this request id is given twice.", key=request.request_id, fix="give every request its own id.")
-            seen.add(request.request_id)
-            self.check(request)
 
     def _open(self, needed_tokens: int, longest: int | None = None) -> None:
         if self._run is not None:
@@ -288,45 +223,10 @@ class Engine:
             images_apart=runner.is_invariant,
         )
 
+    def _drop_all(self) -> None:
+        self._opened().drop_all()
+
     def _opened(self) -> Run:
         if self._run is None:
             raise EngineError("this engine is closed.", fix="open it: with engine: ...")
         return self._run
-
-    def _call(self, requests: list[GenerationRequest]) -> _Call:
-        return _Call(self, requests)
-
-
-class _Call:
-    """A call of the engine: alone on it, on a run that is opened for the call if need be; leaves no unfinished answer behind."""
-
-    def __init__(self, engine: Engine, requests: list[GenerationRequest]) -> None:
-        self._engine = engine
-        self._requests = requests
-        self._opens = not engine.is_open
-
-    def __enter__(self) -> Run:
-        engine = self._engine
-        if engine._is_busy or engine.has_work:
-            raise EngineError("this engine is generating already.", fix="finish or close the open stream first.")
-        if self._opens:
-            lengths = [len(request.prompt_ids) + request.sampling.max_tokens for request in self._requests] or [2]
-            needed = sum(length * request.n for length, request in zip(lengths, self._requests, strict=False))
-            engine._open(needed, max(lengths))
-        engine._is_busy = True
-        try:
-            for request in self._requests:
-                engine.submit(request)
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return engine._opened()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> Literal[False]:
-        engine = self._engine
-        engine._is_busy = False
-        if self._opens:
-            engine.close()
-        elif engine._run is not None:
-            engine._run.drop_all()
-        return False

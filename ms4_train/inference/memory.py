@@ -18,11 +18,16 @@ _GPU_SHARE = 0.85
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a cache may take on a device: the larger part of a GPU's free memory, a quarter of what a machine has available."""
+    """Memory that a cache may take on a device: the larger part of a GPU's free memory, a quarter of what a machine has.
+
+    Ranks on one machine share that quarter (``LOCAL_WORLD_SIZE``, as launchers set it); a GPU belongs to one rank.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(_GPU_SHARE * free)
-    return int(_CPU_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
+    sharing = int(ranks) if ranks.isdigit() and int(ranks) else 1
+    return int(_CPU_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // sharing
 
 
 def cache_blocks(

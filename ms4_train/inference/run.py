@@ -17,15 +17,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ms4_train.errors import EngineError, MS4Error
+from ms4_train.errors import EngineError, MS4Error, ParallelError
 from ms4_train.inference.blocks import BlockPool
 from ms4_train.inference.detokenize import EngineTokenizer
 from ms4_train.inference.image_features import ImageFeatureCache
 from ms4_train.inference.logprobs import prompt_logprobs
 from ms4_train.inference.paged_cache import PagedLatentCache
-from ms4_train.inference.request import Completion, EngineStats, Event, FinishEvent, FinishReason, Progress, TokenEvent
+from ms4_train.inference.rank_link import lost
+from ms4_train.inference.request import Completion, EngineStats, Event, FinishEvent, FinishReason, TokenEvent
 from ms4_train.inference.sampling import NOT_FINITE, Choice, Sampler
-from ms4_train.inference.scheduler import Piece, Scheduler
+from ms4_train.inference.scheduler import Piece, Scheduler, Step
 from ms4_train.inference.sequence import Sequence
 from ms4_train.inference.step import ImagePlaces, Runner, StepPiece
 from ms4_train.model.multimodal import Mistral3ForConditionalGeneration
@@ -46,6 +47,15 @@ class _Wanted:
 
     prompt: list[tuple[Piece, int, int]]
     choosing: list[tuple[Sequence, int]]
+
+
+@dataclass
+class _Begun:
+    """A step that is ready to be computed."""
+
+    step: Step
+    pieces: list[StepPiece]
+    wanted: _Wanted
 
 
 class Run:
@@ -140,12 +150,45 @@ class Run:
 
     # Not around a whole call: a stream hands control back to its reader between steps, and would take the mode along.
     @torch.inference_mode()
-    def step(self) -> list[Event]:
-        """Compute one step; returns what has become certain, events of one answer in order."""
+    def step(self, *, together: bool = False) -> list[Event]:
+        """Compute one step; returns what has become certain, events of one answer in order.
+
+        Args:
+            together: ranks that share the experts compute a pass at once. Then there is exactly one pass in every step: an empty one with
+                nothing to do, or where preparing failed.
+
+        Raises:
+            ParallelError: with ``together``: the pass itself failed. Other ranks may still wait in it, so nothing can go on.
+            Exception: anything else that went wrong; with ``together`` this rank has met the others all the same.
+        """
         events, self._pending = self._pending, []
+        begun: _Begun | None = None
+        failure: Exception | None = None
+        try:
+            begun = self._begin_step()
+        except Exception as error:
+            if not together:
+                raise
+            failure = error
+        if begun is None and not together:
+            return events
+        hidden_rd = self._pass(begun.pieces if begun else [], together=together)
+        if failure is not None:
+            raise failure
+        if begun is None:
+            return events
+        self._scheduler.finish_step(begun.step)
+        self._stats.steps += 1
+        self._score_prompts(hidden_rd, begun.wanted)
+        if begun.wanted.choosing:
+            self._choose(hidden_rd, begun.wanted.choosing, events)
+        return events
+
+    def _begin_step(self) -> _Begun | None:
+        """What the step computes; None for nothing."""
         step = self._scheduler.next_step()
         if not step.pieces:
-            return events
+            return None
         now = time.perf_counter()
         for piece in step.pieces:
             if not piece.sequence.started:
@@ -156,28 +199,20 @@ class Run:
             self._cache.clear_blocks(step.fresh)
         if step.copies:
             self._cache.copy_blocks(step.copies)
-        pieces, wanted = self._prepare(step.pieces)
-        hidden_rd = self._runner.run(pieces)
-        self._scheduler.finish_step(step)
-        self._stats.steps += 1
-        self._score_prompts(hidden_rd, wanted)
-        if wanted.choosing:
-            self._choose(hidden_rd, wanted.choosing, events)
-        return events
+        return _Begun(step, *self._prepare(step.pieces))
 
-    def progress(self, before: EngineStats, finished: int, began: float) -> Progress:
-        """Where a call stands that began with these counters."""
-        stats = self._stats
-        return Progress(
-            finished=finished,
-            running=self._scheduler.num_running,
-            waiting=self._scheduler.num_waiting,
-            generated_tokens=stats.generated_tokens - before.generated_tokens,
-            prompt_tokens=stats.prompt_tokens - before.prompt_tokens,
-            steps=stats.steps - before.steps,
-            cache_bytes=self._pool.num_used * self._cache.bytes_per_block,
-            seconds=time.perf_counter() - began,
-        )
+    def _pass(self, pieces: list[StepPiece], *, together: bool) -> Tensor:
+        try:
+            return self._runner.run(pieces)
+        except Exception as error:
+            if not together:
+                raise
+            own = ParallelError(
+                f"a pass that all ranks compute together failed here: {type(error).__name__}: {error}",
+                key="generation",
+                fix="where memory is short, lower engine.max_batch_size or engine.max_context; else see what the other ranks printed.",
+            )
+            raise lost(error) or own from error
 
     def update_gauges(self, *, closed: bool = False) -> None:
         """Write what is now into the counters."""

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
-from typing import Self
+from typing import Protocol, Self
 
-from ms4_train.inference.request import Completion, FinishEvent
-from ms4_train.inference.run import Run
+from ms4_train.inference.request import Completion, Event, FinishEvent
+
+
+class Stepped(Protocol):
+    """What gives events step by step."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step gives anything."""
+        ...
+
+    def step(self) -> list[Event]:
+        """Compute one."""
+        ...
 
 
 class TokenStream(Iterator[int]):
     """The tokens of one answer as they are chosen; ``completion`` is there once they have ended. Close it to stop early."""
 
-    def __init__(self, call: Callable[[], AbstractContextManager[Run]]) -> None:
+    def __init__(self, call: Callable[[], AbstractContextManager[Stepped]]) -> None:
         self.completion: Completion | None = None
         self._tokens = self._run(call)
 
-    def _run(self, call: Callable[[], AbstractContextManager[Run]]) -> Generator[int, None, None]:
-        with call() as run:
-            while run.has_work:
-                for event in run.step():
+    def _run(self, call: Callable[[], AbstractContextManager[Stepped]]) -> Generator[int, None, None]:
+        with call() as engine:
+            while engine.has_work:
+                for event in engine.step():
                     if not isinstance(event, FinishEvent):
                         yield from event.token_ids
                     elif event.completion.error is not None:

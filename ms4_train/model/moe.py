@@ -8,7 +8,7 @@ Shape suffixes: t tokens, k experts per token, e experts, d hidden, n expert int
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,58 @@ from ms4_train.model.quantised import QuantisedStack
 from ms4_train.model.router_terms import RouterRecorder
 from ms4_train.model.row_segments import current_segments
 
-LocalExperts = Callable[[Tensor, Tensor, Tensor], Tensor]
-ExpertExchange = Callable[[Tensor, Tensor, Tensor, LocalExperts], Tensor]
+
+class Arrivals(NamedTuple):
+    """Tokens that came to this rank's experts, from this rank and others; r rows.
+
+    Attributes:
+        hidden_rd: hidden states.
+        expert_ids_rk: int64, ids among this rank's experts; -1: the expert in this slot lives elsewhere.
+        weights_rk: routing weights.
+        adapter_r: int64, the index of each row's adapter as ``row_indices`` of the adapter counts them; None: all rows take what acts.
+        num_pairs: slots that have an expert here.
+    """
+
+    hidden_rd: Tensor
+    expert_ids_rk: Tensor
+    weights_rk: Tensor
+    adapter_r: Tensor | None
+    num_pairs: int
+
+
+class DispatchedTokens(Protocol):
+    """Tokens on their way to experts of other ranks: ``ms4_train.parallel.exchange_flight.Dispatched``.
+
+    ``hidden_rd`` and ``weights_rk`` stand for what will arrive. They go through the call of the experts module like any input, so that
+    hooks on it see where its backward begins and ends.
+    """
+
+    hidden_rd: Tensor
+    weights_rk: Tensor
+
+    def finish(self, hidden_rd: Tensor, weights_rk: Tensor, compute: Callable[[Arrivals], Tensor]) -> Tensor:
+        """Wait for the tokens, let ``compute`` make a weighted row of each, and return the sums over a token's experts, [T, d]."""
+        ...
+
+    def abandon(self) -> None:
+        """Wait for tokens that nobody will take."""
+        ...
+
+
+class TokenExchange(Protocol):
+    """Sends tokens to the ranks that hold their experts: ``ms4_train.parallel.exchange.ExpertExchange``."""
+
+    def start(
+        self,
+        hidden_td: Tensor,
+        expert_ids_tk: Tensor,
+        weights_tk: Tensor,
+        adapter_of_rows: Callable[[int], Tensor] | None = None,
+        *,
+        by_adapter: bool = False,
+    ) -> DispatchedTokens:
+        """Send them; what is computed before ``finish`` runs while they travel."""
+        ...
 
 
 class Mistral4Router(nn.Module):
@@ -62,9 +112,9 @@ class Mistral4Experts(nn.Module):
         down_proj: [E, d, n], likewise.
         recompute: keep the input only and compute the pre-activation again in the backward pass.
         lora: an adapter over the stacks, if any; its ``kernel_lora()`` returns an :class:`ExpertLora`, and where rows are for several
-            adapters (``row_segments``) its ``row_lora(rows)`` several of them with the index of each row.
-        exchange: sends tokens to the ranks that hold their experts, called as ``exchange(hidden_td, expert_ids_tk, weights_tk, compute)``,
-            where ``compute(hidden, ids, weights)`` runs this rank's experts on their local ids.
+            adapters (``row_segments``) its ``row_lora(rows)`` several of them with the index of each row; where rows travel,
+            ``row_indices(rows)`` gives the indices and ``every_lora()`` what they count.
+        exchange: sends tokens to the ranks that hold their experts; None where all are here.
     """
 
     gate_up_proj: nn.Parameter | QuantisedStack
@@ -78,24 +128,55 @@ class Mistral4Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(config.n_routed_experts, 2 * width, hidden_size))
         self.down_proj = nn.Parameter(torch.empty(config.n_routed_experts, hidden_size, width))
         self.lora: nn.Module | None = None
-        self.exchange: ExpertExchange | None = None
+        self.exchange: TokenExchange | None = None
 
     @property
     def num_local_experts(self) -> int:
         """Experts held here."""
         return self.gate_up_proj.shape[0]
 
-    def forward(self, hidden_td: Tensor, expert_ids_tk: Tensor, weights_tk: Tensor) -> Tensor:
-        """Return the weighted sum of each token's experts, [T, d]; ids count all experts of the layer."""
-        if self.exchange is not None:
-            return self.exchange(hidden_td, expert_ids_tk, weights_tk, self._compute)
-        return self._compute(hidden_td, expert_ids_tk, weights_tk)
+    def start_exchange(self, hidden_td: Tensor, expert_ids_tk: Tensor, weights_tk: Tensor) -> DispatchedTokens:
+        """Send the tokens to their experts; :meth:`forward` takes what this returns. Needs an exchange, and none of the weights."""
+        assert self.exchange is not None
+        indices = None if self.lora is None else self.lora.row_indices
+        by_adapter = indices is not None and current_segments() is not None
+        return self.exchange.start(hidden_td, expert_ids_tk, weights_tk, indices, by_adapter=by_adapter)  # type: ignore[arg-type]
 
-    def _compute(self, hidden_td: Tensor, expert_ids_tk: Tensor, weights_tk: Tensor) -> Tensor:
-        lora, adapter_t = self._adapters(hidden_td.shape[0])
+    def forward(
+        self, hidden_td: Tensor, expert_ids_tk: Tensor, weights_tk: Tensor, *, dispatched: DispatchedTokens | None = None
+    ) -> Tensor:
+        """Return the weighted sum of each token's experts, [T, d]; ids count all experts of the layer.
+
+        ``dispatched``: of these tokens, where they are under way already; its stand-ins are then ``hidden_td`` and ``weights_tk``.
+        """
+        if self.exchange is None:
+            lora, adapter_t = self._adapters(hidden_td.shape[0])
+            return self._compute(hidden_td, expert_ids_tk, weights_tk, lora, adapter_t)
+        if dispatched is None:
+            dispatched = self.start_exchange(hidden_td, expert_ids_tk, weights_tk)
+            hidden_td, weights_tk = dispatched.hidden_rd, dispatched.weights_rk
+        return dispatched.finish(hidden_td, weights_tk, self._compute_arrived)
+
+    def _compute(
+        self,
+        hidden_td: Tensor,
+        expert_ids_tk: Tensor,
+        weights_tk: Tensor,
+        lora: ExpertLora | None,
+        adapter_t: Tensor | None,
+        num_rows: int | None = None,
+    ) -> Tensor:
         gate_up, down = (stack.value() if isinstance(stack, QuantisedStack) else stack for stack in (self.gate_up_proj, self.down_proj))
         options: dict[str, Any] = {"lora": lora, "adapter_t": adapter_t, "recompute": self.recompute, "backend": self.backend}
-        return experts(hidden_td, gate_up, down, expert_ids_tk, weights_tk, **options)
+        return experts(hidden_td, gate_up, down, expert_ids_tk, weights_tk, num_rows=num_rows, **options)
+
+    def _compute_arrived(self, arrivals: Arrivals) -> Tensor:
+        lora, adapter_r = None, arrivals.adapter_r
+        if self.lora is not None:
+            lora = self.lora.kernel_lora() if adapter_r is None else self.lora.every_lora()  # type: ignore[operator]
+        if lora is None:
+            adapter_r = None
+        return self._compute(*arrivals[:3], lora, adapter_r, arrivals.num_pairs)
 
     def _adapters(self, rows: int) -> tuple[ExpertLora | None, Tensor | None]:
         """The adapter, and where rows are for several ones, which of them each row takes."""
@@ -157,7 +238,20 @@ class Mistral4MoE(nn.Module):
         """Apply to each token."""
         weights_tk, expert_ids_tk = self.gate(hidden_td)
         self.expert_counts_e = _counts(expert_ids_tk, self.num_experts)
+        if isinstance(self.experts, Mistral4Experts) and self.experts.exchange is not None:
+            return self._forward_spread(hidden_td, expert_ids_tk, weights_tk)
         return self.experts(hidden_td, expert_ids_tk, weights_tk) + self.shared_experts(hidden_td)
+
+    def _forward_spread(self, hidden_td: Tensor, expert_ids_tk: Tensor, weights_tk: Tensor) -> Tensor:
+        """The shared expert computes while tokens travel, and its backward runs while their gradients do."""
+        dispatched = self.experts.start_exchange(hidden_td, expert_ids_tk, weights_tk)
+        try:
+            shared_td = self.shared_experts(hidden_td)
+            routed_td = self.experts(dispatched.hidden_rd, expert_ids_tk, dispatched.weights_rk, dispatched=dispatched)
+        except Exception:  # also how activation checkpointing ends a recomputation that has gone far enough
+            dispatched.abandon()
+            raise
+        return routed_td + shared_td
 
 
 def _counts(expert_ids_tk: Tensor, num_experts: int) -> Tensor:

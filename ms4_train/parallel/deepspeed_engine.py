@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +17,15 @@ from ms4_train.config.schema import ParallelSection, TrainingSection
 from ms4_train.errors import CheckpointError
 from ms4_train.model import Mistral3ForConditionalGeneration
 from ms4_train.parallel.adamw import set_learning_rate
+from ms4_train.parallel.deepspeed_gather import whole_parameters
 from ms4_train.parallel.deepspeed_setup import initialize
 from ms4_train.parallel.deepspeed_state import ZeroState
-from ms4_train.parallel.interface import ParameterState
+from ms4_train.parallel.interface import StatePiece
 from ms4_train.parallel.local import not_finite
 from ms4_train.parallel.mesh import Mesh
 from ms4_train.parallel.parameters import (
-    STATE_TENSORS,
     broadcast_quantised,
-    checked_state,
+    checked_piece,
     expert_modules,
     expert_parameters,
     gather_experts,
@@ -53,7 +54,7 @@ class DeepSpeedEngine:
         self._stage = parallel.zero_stage
         self._trained = trained_parameters(model, mesh)
         self._sharded_names = set(expert_parameters(model)) if mesh.expert_parallel_size > 1 else set()
-        self._engine = initialize(model, self._trained, mesh, training=training, zero_stage=parallel.zero_stage)
+        self._engine = initialize(model, self._trained, mesh, training=training, parallel=parallel)
         broadcast_quantised(model, mesh)  # DeepSpeed does so with parameters only
         self._zero = self._engine.optimizer
         self._state = ZeroState(self._zero, parallel.zero_stage)
@@ -70,7 +71,7 @@ class DeepSpeedEngine:
         """Clip, update, clear gradients; returns the gradient norm before clipping. Nothing is updated when the norm is not finite.
 
         Raises:
-            TrainingError: the norm is not finite.
+            NotFiniteError: the norm is not finite.
         """
         self._zero.clip_grad = max_grad_norm
         set_learning_rate(self._zero, learning_rate)
@@ -80,30 +81,32 @@ class DeepSpeedEngine:
             raise not_finite(norm if norm >= 0 else math.nan)  # DeepSpeed writes -1 for a norm that is not a number
         return norm
 
-    def export_state(self) -> Iterator[ParameterState]:
-        """State of every trained parameter; the tensors are copies."""
+    def export_state(self) -> Iterator[StatePiece]:
+        """This rank's pieces of ZeRO's partitions, as views of live state."""
         step = self._state.step()
         for trained in self._trained:
-            tensors = {kind: self._state.full(trained.parameter, kind) for kind in STATE_TENSORS}
-            yield ParameterState(trained.name, trained.full_shape, trained.offset, tensors, step, trained.is_owner)
+            piece = self._state.piece(trained.parameter)
+            if piece is not None:
+                start, tensors = piece
+                yield StatePiece(trained.name, trained.full_shape, trained.flat_range[0] + start, tensors, step)
 
     @torch.no_grad()
-    def import_state(self, read: Callable[[str], Mapping[str, Tensor]]) -> None:
+    def import_state(self, read: Callable[[str, int, int], Mapping[str, Tensor]]) -> None:
         """Restore exported state, bit-exact; see ``TrainEngine.import_state``.
 
         Raises:
-            CheckpointError: a tensor is missing or has another shape.
+            CheckpointError: a tensor is missing or has another size.
         """
-        step = None
-        for trained in self._trained:
-            tensors, own_step = checked_state(trained, read(trained.name))
-            if step is None:
-                step = own_step
-                self._state.reset(step)
+        # A rank that holds nothing (a tiny model on many ranks) counts its steps too.
+        first = next(((piece.name, piece.start) for piece in self.export_state()), (self._trained[0].name, 0))
+        _, step = checked_piece(first[0], 1, read(first[0], first[1], first[1] + 1))
+        self._state.reset(step)
+        for piece in self.export_state():
+            tensors, own_step = checked_piece(piece.name, piece.stop - piece.start, read(piece.name, piece.start, piece.stop))
             if own_step != step:
-                raise CheckpointError(f"the stored step is {own_step}, that of other parameters {step}.", key=trained.name)
-            for kind, tensor in tensors.items():
-                self._state.set_full(trained.parameter, kind, tensor.to(self.mesh.device))
+                raise CheckpointError(f"the stored step is {own_step}, that of other parameters {step}.", key=piece.name)
+            for kind, held in piece.tensors.items():
+                held.copy_(tensors[kind])
         self._state.refresh_parameters()
 
     def full_parameters(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
@@ -113,3 +116,7 @@ class DeepSpeedEngine:
             with gathered(parameters[name]) as whole:
                 local = whole.clone() if self._stage == 3 else whole
             yield name, gather_experts(local, self.mesh) if name in self._sharded_names else local
+
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """See ``TrainEngine.whole_weights``; under ZeRO 1 and 2 there is nothing to do."""
+        return whole_parameters(self.model, self._zero) if self._stage == 3 else nullcontext()

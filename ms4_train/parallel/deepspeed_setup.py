@@ -21,28 +21,35 @@ from typing import Any
 import torch
 from torch import nn
 
-from ms4_train.config.schema import TrainingSection
+from ms4_train.config.schema import ParallelSection, TrainingSection
 from ms4_train.errors import MissingDependencyError, ParallelError
 from ms4_train.parallel.adamw import make_adamw
 from ms4_train.parallel.mesh import Mesh
 from ms4_train.parallel.parameters import TrainedParameter, expert_parameters
+from ms4_train.parallel.zero3 import partition_parameters
 
 MARKER_NAME = "ds_moe_marker"
 MAX_BUCKET_ELEMENTS = 500_000_000
 
 
-def initialize(model: nn.Module, trained: list[TrainedParameter], mesh: Mesh, *, training: TrainingSection, zero_stage: int) -> Any:
-    """A ``DeepSpeedEngine`` of the deepspeed package over ``model`` (placed on ``mesh.device``) with AdamW under ZeRO 1, 2 or 3.
+def initialize(
+    model: nn.Module, trained: list[TrainedParameter], mesh: Mesh, *, training: TrainingSection, parallel: ParallelSection
+) -> Any:
+    """A ``DeepSpeedEngine`` of the deepspeed package over ``model`` with AdamW under ZeRO 1, 2 or 3.
+
+    ``model`` lies on ``mesh.device``; under ZeRO 3 parameters may wait elsewhere, whole or as shares.
 
     Raises:
         ParallelError: trained parameters have several types, or one that DeepSpeed cannot train.
         MissingDependencyError: deepspeed is not installed.
     """
-    config = engine_config(trained, zero_stage=zero_stage)
+    config = engine_config(trained, parallel, pin_memory=mesh.device.type == "cuda")
     deepspeed = import_deepspeed(mesh)
     group_name = None
     if mesh.expert_parallel_size > 1:
-        group_name = _mark_experts(model, trained, mesh, zero_stage=zero_stage)
+        group_name = _mark_experts(model, trained, mesh, zero_stage=parallel.zero_stage)
+    if parallel.zero_stage == 3:
+        partition_parameters(model, mesh, config)
     optimizer = make_adamw(optimizer_groups(trained, group_name), training)
     with contextlib.redirect_stdout(io.StringIO()):  # memory reports that it prints; its warnings go through the logger and are seen
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
@@ -79,8 +86,17 @@ def _is_news(record: logging.LogRecord) -> bool:
     return "untested optimizer" not in record.getMessage()  # it is asked for in engine_config, and tested here
 
 
-def engine_config(trained: list[TrainedParameter], *, zero_stage: int) -> dict[str, Any]:
+def engine_config(trained: list[TrainedParameter], parallel: ParallelSection, *, pin_memory: bool = False) -> dict[str, Any]:
     """DeepSpeed's configuration. Learning rate, clipping and accumulation are set from outside at every step.
+
+    Reductions of gradients do not overlap with the backward pass (``overlap_comm``): they would run beside the experts' exchange, in
+    another NCCL communicator and on another stream, whose order on the devices nobody guarantees; that was never tried on several GPUs.
+
+    Args:
+        trained: the parameters.
+        parallel: ZeRO's stage, and what lies on the CPU. Offloaded state is updated by torch's AdamW there, because DeepSpeed's own
+            is compiled at the first use.
+        pin_memory: keep what is offloaded in page-locked memory, which a GPU reads faster; without a GPU there is none.
 
     Raises:
         ParallelError: trained parameters have several types, or one that DeepSpeed cannot train.
@@ -97,11 +113,22 @@ def engine_config(trained: list[TrainedParameter], *, zero_stage: int) -> dict[s
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": zero_stage, "reduce_bucket_size": elements, "overlap_comm": False},
+        "zero_optimization": {
+            "stage": parallel.zero_stage,
+            "reduce_bucket_size": elements,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+        },
     }
+    on_cpu = {"device": "cpu", "pin_memory": pin_memory}
+    if parallel.offload_optimizer == "cpu":
+        config["zero_optimization"]["offload_optimizer"] = on_cpu
+        config["zero_force_ds_cpu_optimizer"] = False
+    if parallel.offload_parameters == "cpu":
+        config["zero_optimization"]["offload_param"] = dict(on_cpu)
     if dtypes == {torch.bfloat16}:
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
-        if zero_stage < 3:
+        if parallel.zero_stage < 3:
             config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
 

@@ -1,7 +1,8 @@
 """Weights and moments inside DeepSpeed's optimizers, read and written per logical parameter and without its own (pickled) checkpoints.
 
-ZeRO flattens parameters into one vector per group and gives each rank a piece of it. The functions here are collective: a parameter's whole
-group calls them together, in the same order. Exercise it: ``pytest tests/ms4_train/parallel/test_deepspeed_engine.py``.
+ZeRO 1 and 2 flatten the parameters of a group into one vector and give each rank of the group a stretch of it, so a rank holds a range of
+some parameters and nothing of others; ZeRO 3 gives each rank a range of every parameter. Padding at the end belongs to nobody. Nothing here
+is collective but ``refresh_parameters``. Exercise it: ``pytest tests/ms4_train/parallel/test_deepspeed_state.py``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ms4_train.parallel.adamw import set_fresh_state
+from ms4_train.parallel.parameters import STATE_TENSORS
 
 
 class ZeroState:
@@ -39,24 +41,19 @@ class ZeroState:
         assert len(steps) == 1, steps
         return steps.pop()
 
-    def full(self, parameter: nn.Parameter, kind: str) -> Tensor:
-        """``weight``, ``exp_avg`` or ``exp_avg_sq`` of this rank's experts, or of a replicated parameter, in fp32 and whole."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    def piece(self, parameter: nn.Parameter) -> tuple[int, dict[str, Tensor]] | None:
+        """Where this rank's piece of a parameter begins, and views of its three tensors, each [n] in fp32; None where it holds nothing.
 
-        value = safe_get_full_fp32_param(parameter) if kind == "weight" else safe_get_full_optimizer_state(parameter, kind)
-        assert value is not None
-        return value
-
-    def set_full(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-        """Write what ``full`` reads; each rank keeps its piece. Call ``refresh_parameters`` after the last one."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
+        The beginning is counted in values of the flattened parameter as this rank's model has it: with expert parallelism, of its experts.
+        After writing into the views, call ``refresh_parameters``.
+        """
+        keys = {kind: None if kind == "weight" else kind for kind in STATE_TENSORS}
         if self._stage == 3:
-            self._set_stage3(parameter, None if kind == "weight" else kind, value)
-        elif kind == "weight":
-            safe_set_full_fp32_param(parameter, value)
-        else:
-            safe_set_full_optimizer_state(parameter, value, kind)
+            return self._piece_of_stage_3(parameter, keys)
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined] # DeepSpeed's: which stretch of its flat vector this is
+        if mapping is None:
+            return None
+        return mapping.lp_fragment_address.start, {kind: mapping.get_hp_fragment(key).detach() for kind, key in keys.items()}
 
     def refresh_parameters(self) -> None:
         """Carry written master weights into the parameters that forward uses."""
@@ -71,12 +68,14 @@ class ZeroState:
         if persistent:
             persistent[0].all_gather(persistent)
 
-    def _set_stage3(self, parameter: Any, kind: str | None, value: Tensor) -> None:
-        # DeepSpeed's own setter cuts past the end of a tensor whose size is not a multiple of the number of ranks.
-        piece, _ = self._zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=kind)
-        start = piece.numel() * self._zero._get_param_partition_rank(parameter)
-        own = value.flatten()[start : start + piece.numel()]
-        piece.data[: own.numel()].copy_(own)
+    def _piece_of_stage_3(self, parameter: Any, keys: dict[str, str | None]) -> tuple[int, dict[str, Tensor]] | None:
+        start, tensors = 0, {}
+        for kind, key in keys.items():
+            partition, _ = self._zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=key)
+            start = partition.numel() * self._zero._get_param_partition_rank(parameter)
+            # Partitions have one size, so the last ones reach past the end, or begin there.
+            tensors[kind] = partition.detach()[: max(0, parameter.ds_numel - start)]
+        return (start, tensors) if tensors["weight"].numel() else None
 
     def _flat_partitions(self) -> list[Tensor]:
         for attribute in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):

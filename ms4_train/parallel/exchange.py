@@ -1,29 +1,33 @@
 """Expert parallelism: tokens travel to the ranks that hold their experts, and the results travel back.
 
-Every rank sorts its (token, expert) pairs by expert, so the pairs of one destination are neighbours and only counts per expert need to be
-sent beside the rows. Routing weights travel with the rows: the experts operation applies them and gives their gradient, so nothing of
-size [pairs, d] is kept for backward here. All orders are fixed by the expert ids alone; results do not depend on timing.
-Every rank of the group must take part in every call, with zero tokens too, in forward and in backward.
-Exercise it: ``pytest tests/ms4_train/parallel/test_exchange.py``.
+A token travels once to each rank that holds some of its experts, however many: its hidden state in the type of the computation, and beside
+it its routing weights and, for each slot, which of that rank's experts it is for. That rank runs one call of the experts operation, which
+applies the weights and gives their gradient, and returns one weighted sum for each row; the token's rank adds these up, in fp32, in the
+order of the ranks. All orders are fixed by the expert ids alone; results do not depend on timing.
 
-Shapes: T tokens of this rank, K experts per token, S = T * K pairs sent, R pairs received, d hidden size, E experts, L local experts,
-P ranks of the expert-parallel group.
+On the wire, for each (token, other rank) pair: d elements there and d back, and K weights in their type and K int32 ids there; 24 bytes
+from each rank to each other one before that (``exchange_plan.COUNTS``). In the backward pass d elements there and d back, and K gradients
+of weights back. With rows of several adapters one int32 more. ``traffic`` counts it. Which rows go where: ``exchange_plan``; the journey:
+``exchange_flight``. Exercise it: ``pytest tests/ms4_train/parallel/test_exchange.py``.
+
+Shapes: T tokens of this rank, K experts per token, d hidden size.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ms4_train.errors import ParallelError
 from ms4_train.model import Mistral4ForCausalLM
-from ms4_train.model.moe import LocalExperts
 from ms4_train.model.quantised import QuantisedStack
+from ms4_train.parallel.exchange_flight import Dispatched, Flight
+from ms4_train.parallel.exchange_plan import agree, outgoing_rows
 from ms4_train.parallel.mesh import Mesh
 from ms4_train.parallel.parameters import expert_modules
+from ms4_train.weights.reading.loading import set_first_expert
 
 
 class ExpertExchange:
@@ -35,28 +39,29 @@ class ExpertExchange:
         self.num_experts = num_experts
         assert num_experts % self.ranks == 0
 
-    def __call__(self, hidden_td: Tensor, expert_ids_tk: Tensor, weights_tk: Tensor, compute: LocalExperts) -> Tensor:
-        """Run every token through its experts, wherever they are.
+    def start(
+        self,
+        hidden_td: Tensor,
+        expert_ids_tk: Tensor,
+        weights_tk: Tensor,
+        adapter_of_rows: Callable[[int], Tensor] | None = None,
+        *,
+        by_adapter: bool = False,
+    ) -> Dispatched:
+        """Send tokens on their way. Every rank of the group must call it, with zero tokens too, and then ``finish`` what it returns.
 
-        ``expert_ids_tk`` are ids among all experts. ``compute(hidden_rd, local_ids_r1, weights_r1)`` gives weighted rows of the local
-        experts. Returns the sum over a token's experts, ``[T, d]`` in the dtype of ``hidden_td``.
+        Args:
+            hidden_td: [T, d].
+            expert_ids_tk: int64 [T, K], ids among all experts.
+            weights_tk: [T, K], of any floating type, the same on all ranks.
+            adapter_of_rows: gives the index of each token's adapter, int64 [T], -1 for none; asked where some rank says ``by_adapter``.
+            by_adapter: this rank's tokens are for several adapters.
         """
-        top_k = expert_ids_tk.shape[1]
-        flat_ids_s = expert_ids_tk.reshape(-1)
-        order_s = torch.argsort(flat_ids_s, stable=True)
-        sent_counts_pl = torch.bincount(flat_ids_s, minlength=self.num_experts).view(self.ranks, -1)
-        received_counts_pl = torch.empty_like(sent_counts_pl)
-        dist.all_to_all_single(received_counts_pl, sent_counts_pl, group=self.group)
-        sent, received = sent_counts_pl.sum(1).tolist(), received_counts_pl.sum(1).tolist()
-
-        hidden_sd = _SpreadTokens.apply(hidden_td, order_s, top_k)
-        hidden_rd = _AllToAll.apply(hidden_sd, sent, received, self.group)
-        weights_r1 = _AllToAll.apply(weights_tk.reshape(-1, 1)[order_s], sent, received, self.group)
-        local_ids_l = torch.arange(received_counts_pl.shape[1], device=hidden_td.device)
-        local_ids_r1 = local_ids_l.repeat(self.ranks).repeat_interleave(received_counts_pl.reshape(-1)).unsqueeze(1)
-        out_rd = compute(hidden_rd, local_ids_r1, weights_r1)
-        out_sd = _AllToAll.apply(out_rd, received, sent, self.group)
-        return _SumPairs.apply(out_sd, order_s, top_k)
+        rows = outgoing_rows(expert_ids_tk, self.num_experts, self.ranks)
+        plan = agree(rows, self.group, by_adapter=by_adapter)
+        assert adapter_of_rows is not None or not plan.by_adapter
+        adapter_t = adapter_of_rows(hidden_td.shape[0]) if adapter_of_rows is not None and plan.by_adapter else None
+        return Dispatched(Flight(plan, self.group, rows.local_ids_sk, adapter_t), hidden_td, weights_tk)
 
 
 def shard_experts(model: Mistral4ForCausalLM, mesh: Mesh) -> None:
@@ -84,6 +89,7 @@ def shard_experts(model: Mistral4ForCausalLM, mesh: Mesh) -> None:
                     key=f"{prefix}.{name}",
                     fix="load the model with the experts of this rank, or with all of them.",
                 )
+        set_first_expert(module, start)  # for adapters that are loaded later
         module.exchange = ExpertExchange(mesh.expert_parallel_group, num_experts)
 
 
@@ -92,61 +98,3 @@ def _keep_experts(stack: nn.Parameter | QuantisedStack, start: int, stop: int) -
         stack.keep_experts(start, stop)
     else:
         stack.data = stack.data[start:stop].clone()  # clone: a view would keep the whole stack alive
-
-
-class _SpreadTokens(torch.autograd.Function):
-    """[T, d] -> [S, d]: row ``order_s[i] // top_k`` at place i. Its backward is the forward of ``_SumPairs``."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden_td: Tensor, order_s: Tensor, top_k: int) -> Tensor:
-        ctx.save_for_backward(order_s)
-        ctx.top_k = top_k
-        return hidden_td[order_s // top_k]
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        (order_s,) = ctx.saved_tensors
-        return _SumPairs.apply(grad_outputs[0], order_s, ctx.top_k), None, None
-
-
-class _SumPairs(torch.autograd.Function):
-    """[S, d] -> [T, d]: the sum of a token's rows, in the order of its experts. Its backward is the forward of ``_SpreadTokens``."""
-
-    @staticmethod
-    def forward(ctx: Any, rows_sd: Tensor, order_s: Tensor, top_k: int) -> Tensor:
-        ctx.save_for_backward(order_s)
-        ctx.top_k = top_k
-        return _sum_pairs(rows_sd, order_s, top_k)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        (order_s,) = ctx.saved_tensors
-        return _SpreadTokens.apply(grad_outputs[0], order_s, ctx.top_k), None, None
-
-
-class _AllToAll(torch.autograd.Function):
-    """Rows to the ranks of a group: the first ``sent[0]`` go to rank 0, and so on; ``received[p]`` come from rank p."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
-        ctx.sent, ctx.received, ctx.group = sent, received, group
-        return _all_to_all(rows, sent, received, group)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
-        return _AllToAll.apply(grad_outputs[0], ctx.received, ctx.sent, ctx.group), None, None, None
-
-
-def _sum_pairs(rows_sd: Tensor, order_s: Tensor, top_k: int) -> Tensor:
-    # A gather followed by a sum over K: deterministic on every device, unlike index_add. bf16 rows are added in fp32.
-    place_s = torch.empty_like(order_s)
-    place_s[order_s] = torch.arange(order_s.numel(), device=order_s.device)
-    pairs_tkd = rows_sd[place_s].view(-1, top_k, rows_sd.shape[1])
-    accumulate = torch.float64 if rows_sd.dtype == torch.float64 else torch.float32
-    return pairs_tkd.sum(1, dtype=accumulate).to(rows_sd.dtype)
-
-
-def _all_to_all(rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
-    out = rows.new_empty(sum(received), *rows.shape[1:])
-    dist.all_to_all_single(out, rows.contiguous(), received, sent, group=group)
-    return out

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -16,14 +17,15 @@ from torch import Tensor, nn
 
 from ms4_kernels.native.norm import sum_of_squares
 from ms4_train.config.schema import TrainingSection
-from ms4_train.errors import TrainingError
+from ms4_train.errors import NotFiniteError
 from ms4_train.parallel.adamw import make_lean_adamw, set_fresh_state, set_learning_rate
-from ms4_train.parallel.interface import ParameterState
+from ms4_train.parallel.interface import StatePiece
 from ms4_train.parallel.mesh import Mesh
 from ms4_train.parallel.parameters import (
     STATE_TENSORS,
     broadcast_quantised,
-    checked_state,
+    checked_piece,
+    even_share,
     expert_parameters,
     gather_experts,
     trained_parameters,
@@ -68,7 +70,7 @@ class LocalEngine:
         """Clip, update, clear gradients; returns the gradient norm before clipping. Nothing is updated when the norm is not finite.
 
         Raises:
-            TrainingError: the norm is not finite.
+            NotFiniteError: the norm is not finite.
         """
         norm = self._reduced_gradient_norm()
         if not math.isfinite(norm):
@@ -79,27 +81,32 @@ class LocalEngine:
         self._refresh_parameters()
         return norm
 
-    def export_state(self) -> Iterator[ParameterState]:
-        """State of every trained parameter; the tensors are views of live state."""
+    def export_state(self) -> Iterator[StatePiece]:
+        """Pieces of live state; ranks that hold the same values share out the writing evenly."""
         for trained, master in zip(self._trained, self._masters, strict=True):
-            state = {"weight": master.detach(), **self._optimizer.state[master]}
-            tensors = {kind: state[kind] for kind in STATE_TENSORS}
-            yield ParameterState(trained.name, trained.full_shape, trained.offset, tensors, int(state["step"]), trained.is_owner)
+            held_start, held_stop = trained.flat_range
+            if trained.sharded:
+                replica, replicas = self.mesh.expert_data_parallel_rank, self.mesh.expert_data_parallel_size
+            else:
+                replica, replicas = self.mesh.rank, self.mesh.world_size
+            start, stop = even_share(held_start, held_stop, replica, replicas)
+            if start == stop:
+                continue
+            tensors = {kind: flat[start - held_start : stop - held_start] for kind, flat in self._flat_state(master).items()}
+            yield StatePiece(trained.name, trained.full_shape, start, tensors, int(self._optimizer.state[master]["step"]))
 
     @torch.no_grad()
-    def import_state(self, read: Callable[[str], Mapping[str, Tensor]]) -> None:
+    def import_state(self, read: Callable[[str, int, int], Mapping[str, Tensor]]) -> None:
         """Restore exported state, bit-exact; see ``TrainEngine.import_state``.
 
         Raises:
-            CheckpointError: a tensor is missing or has another shape.
+            CheckpointError: a tensor is missing or has another size.
         """
         for trained, master in zip(self._trained, self._masters, strict=True):
-            tensors, step = checked_state(trained, read(trained.name))
-            state = self._optimizer.state[master]
-            master.copy_(tensors["weight"])
-            state["exp_avg"].copy_(tensors["exp_avg"])
-            state["exp_avg_sq"].copy_(tensors["exp_avg_sq"])
-            state["step"].fill_(step)
+            tensors, step = checked_piece(trained.name, master.numel(), read(trained.name, *trained.flat_range))
+            for kind, flat in self._flat_state(master).items():
+                flat.copy_(tensors[kind])
+            self._optimizer.state[master]["step"].fill_(step)
         self._refresh_parameters()
 
     def full_parameters(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
@@ -109,6 +116,15 @@ class LocalEngine:
         for name in names:
             local = parameters[name].detach()
             yield name, gather_experts(local, self.mesh) if name in sharded else local
+
+    def _flat_state(self, master: nn.Parameter) -> dict[str, Tensor]:
+        """Views of the master and its moments, each 1-D."""
+        state = {"weight": master.detach(), **self._optimizer.state[master]}
+        return {kind: state[kind].view(-1) for kind in STATE_TENSORS}
+
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """See ``TrainEngine.whole_weights``: they always are."""
+        return nullcontext()
 
     def _make_replicas_equal(self) -> None:
         # Ranks that differ at the start would train different models without any error; DeepSpeed broadcasts for the same reason.
@@ -140,9 +156,10 @@ class LocalEngine:
                 trained.parameter.copy_(master)
 
 
-def not_finite(norm: float) -> TrainingError:
+def not_finite(norm: float) -> NotFiniteError:
     """The error of a step whose gradient norm is infinite or not a number."""
-    return TrainingError(f"the gradient norm is {norm}.", fix="lower training.learning_rate or resume from an earlier checkpoint.")
+    fix = "lower training.learning_rate or resume from an earlier checkpoint."
+    return NotFiniteError(f"the gradient norm is {norm}.", value=norm, fix=fix)
 
 
 def _master(parameter: nn.Parameter) -> nn.Parameter:

@@ -16,8 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ms4_train.config.mesh import check_mesh, planned_processes
 from ms4_train.config.schema import ParallelSection
 from ms4_train.errors import ParallelError
+
+_START = "start the processes with `ms4 train --nproc N` or torchrun."
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,7 @@ class Mesh:
             ParallelError: ``num_experts`` cannot be divided evenly over the expert-parallel ranks.
         """
         if num_experts % self.expert_parallel_size:
-            divisors = [d for d in range(1, min(num_experts, self.world_size) + 1) if num_experts % d == 0 and self.world_size % d == 0]
-            raise ParallelError(
-                f"{num_experts} experts cannot be divided over {self.expert_parallel_size} ranks.",
-                key="parallel.expert_parallel_size",
-                fix=f"use one of {', '.join(map(str, divisors))}.",
-            )
+            check_mesh(ParallelSection(expert_parallel_size=self.expert_parallel_size), self.world_size, num_experts)
         local = num_experts // self.expert_parallel_size
         return self.expert_parallel_rank * local, (self.expert_parallel_rank + 1) * local
 
@@ -110,35 +108,82 @@ class Mesh:
             dist.destroy_process_group()
 
 
-def init_mesh(section: ParallelSection) -> Mesh:
-    """Join the processes that torchrun started, or be the only one.
+def init_mesh(section: ParallelSection, *, rehearse: bool = False) -> Mesh:
+    """Join the processes that were started with this one, or be the only one.
 
     Reads ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` (and torch's own ``MASTER_ADDR``, ``MASTER_PORT``). Uses NCCL for tensors on a GPU and
     gloo for the rest; without a GPU it also tells DeepSpeed to use the CPU.
 
+    Args:
+        section: of the run.
+        rehearse: for a dry run. A single process then takes the place of rank 0 of ``data_parallel_size``: it reads and counts what that
+            rank would, and must not call anything collective, for the others are not there.
+
     Raises:
-        ParallelError: the number of processes does not fit ``expert_parallel_size``, the environment is incomplete, or a GPU is missing.
+        ParallelError: the number of processes does not fit the section, the environment is incomplete, a GPU is missing, or the other
+            processes cannot be reached.
     """
-    world_size = _environment_int("WORLD_SIZE", 1)
+    started = started_processes()
+    world_size = planned_processes(section, started) if rehearse else started
+    assert world_size is not None
     size = section.expert_parallel_size
-    if world_size % size:
-        raise ParallelError(
-            f"{world_size} process{'es' if world_size > 1 else ''} cannot be divided into groups of {size}.",
-            key="parallel.expert_parallel_size",
-            fix=f"start a multiple of {size} processes (torchrun --nproc-per-node {size} ...), or set it to a divisor of {world_size}.",
-        )
-    if world_size == 1:
-        return Mesh(device=torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
+    check_mesh(section, world_size)
+    if started == 1:
+        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        return Mesh(world_size=world_size, expert_parallel_size=size, device=device)
     rank, local_rank = _environment_int("RANK", None), _environment_int("LOCAL_RANK", 0)
     if not 0 <= rank < world_size:
-        raise ParallelError(f"RANK is {rank}, but WORLD_SIZE is {world_size}.", key="RANK", fix="start the processes with torchrun.")
+        raise ParallelError(f"RANK is {rank}, but WORLD_SIZE is {world_size}.", key="RANK", fix=_START)
     device, timeout = _device(local_rank), timedelta(seconds=section.timeout_seconds)
     if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
+        _join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank, world_size, timeout)
     expert_parallel = _own_group([list(range(start, start + size)) for start in range(0, world_size, size)], rank, timeout)
     expert_data_parallel = _own_group([list(range(start, world_size, size)) for start in range(size)], rank, timeout)
     return Mesh(rank, world_size, size, rank % size, local_rank, device, expert_parallel, expert_data_parallel)
+
+
+def started_processes() -> int:
+    """The number of processes that were started together, by the environment; 1 for a plain start.
+
+    Raises:
+        ParallelError: the environment belongs to one of several processes but does not say of how many, so that each would train alone.
+    """
+    if "WORLD_SIZE" in os.environ:
+        count = _environment_int("WORLD_SIZE", None)
+        if count < 1:
+            raise ParallelError(f"is {count}.", key="WORLD_SIZE", fix=_START)
+        return count
+    if "RANK" in os.environ:
+        raise ParallelError(f"is not set, although RANK is {os.environ['RANK']}.", key="WORLD_SIZE", fix=f"{_START[:-1]}, or unset RANK.")
+    # Inside `srun` with several tasks; in a batch script itself, and in an interactive shell, there is one.
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks.isdigit() and int(tasks) > 1:
+        raise ParallelError(
+            f"SLURM started {tasks} tasks of this program, but WORLD_SIZE is not set, so each would train alone.",
+            key="SLURM_STEP_NUM_TASKS",
+            fix="start torchrun once per node, or set RANK, WORLD_SIZE and LOCAL_RANK, as configs/launch/slurm.sbatch does.",
+        )
+    return 1
+
+
+def _join(backend: str, rank: int, world_size: int, timeout: timedelta) -> None:
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise ParallelError("is not set, although WORLD_SIZE is.", key=missing[0], fix=_START)
+    place = f"{os.environ['MASTER_ADDR']}:{_environment_int('MASTER_PORT', None)}"
+    try:
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout)
+    except dist.DistError as error:  # what the store and the network raise; a defect of ours is something else
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+            raise ParallelError(
+                f"{place} is in use by another program.", key="MASTER_PORT", fix="set another port, or end the run that has it."
+            ) from error
+        first_line = str(error).strip().partition("\n")[0]
+        raise ParallelError(
+            f"the {world_size} processes did not meet at {place} within {timeout.total_seconds():g} s ({first_line}).",
+            key="MASTER_ADDR",
+            fix="see whether all were started, and whether this machine reaches that address; parallel.timeout_seconds is how long they wait.",
+        ) from error
 
 
 def _own_group(members: list[list[int]], rank: int, timeout: timedelta) -> dist.ProcessGroup:
@@ -172,6 +217,5 @@ def _environment_int(name: str, default: int | None) -> int:
     try:
         return int(text or "")
     except ValueError:
-        raise ParallelError(
-            f"the environment variable is {text!r}, not a number.", key=name, fix="start the processes with torchrun."
-        ) from None
+        what = "the environment variable is not set" if text is None else f"the environment variable is {text!r}, not a number"
+        raise ParallelError(f"{what}.", key=name, fix=_START) from None

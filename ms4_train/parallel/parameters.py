@@ -6,6 +6,7 @@ Exercise it: ``pytest tests/ms4_train/parallel/test_parameters.py``.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ class TrainedParameter:
     Attributes:
         sharded: dim 0 counts experts and expert parallelism spreads them, so this rank holds rows ``[offset, offset + local_shape[0])``.
         decays: whether weight decay applies.
-        is_owner: whether this rank writes it to files; over all ranks owners hold each row exactly once.
+        offset: first row that this rank holds.
     """
 
     name: str
@@ -38,11 +39,13 @@ class TrainedParameter:
     local_shape: tuple[int, ...]
     full_shape: tuple[int, ...]
     offset: int
-    is_owner: bool
 
-    def local_part(self, full: Tensor) -> Tensor:
-        """This rank's rows of a full tensor."""
-        return full[self.offset : self.offset + self.local_shape[0]] if self.sharded else full
+    @property
+    def flat_range(self) -> tuple[int, int]:
+        """The values ``[start, stop)`` of the flattened full parameter that this rank's model computes with."""
+        size = math.prod(self.local_shape)
+        start = self.offset * (size // self.local_shape[0]) if self.sharded else 0
+        return start, start + size
 
 
 def expert_modules(model: nn.Module) -> Iterator[tuple[str, Mistral4Experts]]:
@@ -72,17 +75,16 @@ def trained_parameters(model: nn.Module, mesh: Mesh) -> list[TrainedParameter]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        shape, sharded = tuple(parameter.shape), name in sharded_names
+        shape, sharded = tuple(getattr(parameter, "ds_shape", parameter.shape)), name in sharded_names  # ZeRO 3 empties the parameter
         trained.append(
             TrainedParameter(
                 name=name,
                 parameter=parameter,
                 sharded=sharded,
-                decays=parameter.ndim >= 2,
+                decays=len(shape) >= 2,
                 local_shape=shape,
                 full_shape=(shape[0] * mesh.expert_parallel_size, *shape[1:]) if sharded else shape,
                 offset=shape[0] * mesh.expert_parallel_rank if sharded else 0,
-                is_owner=mesh.expert_data_parallel_rank == 0 if sharded else mesh.is_main,
             )
         )
     if not trained:
@@ -122,8 +124,14 @@ def gathered(parameter: nn.Parameter) -> Iterator[Tensor]:
         yield parameter.detach()
 
 
-def checked_state(trained: TrainedParameter, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
-    """This rank's part of the three stored tensors, and the step count; refused when one is missing or misshapen.
+def even_share(start: int, stop: int, index: int, count: int) -> tuple[int, int]:
+    """Part ``index`` of ``count`` consecutive parts of ``[start, stop)`` whose sizes differ by one at most; may be empty."""
+    size = stop - start
+    return start + size * index // count, start + size * (index + 1) // count
+
+
+def checked_piece(name: str, values: int, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+    """The three stored tensors of a piece, each [values] in fp32, and the step count; refused when one is missing or of another size.
 
     Raises:
         CheckpointError: names the parameter and what is wrong with it.
@@ -131,15 +139,15 @@ def checked_state(trained: TrainedParameter, state: Mapping[str, Tensor]) -> tup
     tensors: dict[str, Tensor] = {}
     for kind in (*STATE_TENSORS, "step"):
         if kind not in state:
-            raise CheckpointError(f"the stored state has no {kind}.", key=trained.name, fix="resume from another checkpoint.")
+            raise CheckpointError(f"the stored state has no {kind}.", key=name, fix="resume from another checkpoint.")
         if kind == "step":
             continue
         tensor = state[kind]
-        if tuple(tensor.shape) != trained.full_shape or tensor.dtype != torch.float32:
+        if tuple(tensor.shape) != (values,) or tensor.dtype != torch.float32:
             raise CheckpointError(
-                f"the stored {kind} is {tensor.dtype} {list(tensor.shape)}; this model needs torch.float32 {list(trained.full_shape)}.",
-                key=trained.name,
+                f"the stored {kind} is {tensor.dtype} {list(tensor.shape)}; this model needs torch.float32 [{values}].",
+                key=name,
                 fix="resume with the model and adapter that the checkpoint was written with.",
             )
-        tensors[kind] = trained.local_part(tensor)
+        tensors[kind] = tensor
     return tensors, int(state["step"])

@@ -28,6 +28,9 @@ _FORMATS = {
     "mfu": "{:.1%}",
     "epoch": "{:.2f}",
     "router_max_over_mean": "{:.2f}",
+    "expert_bytes_dispatch": "{:,.0f}",
+    "expert_bytes_combine": "{:,.0f}",
+    "expert_bytes_metadata": "{:,.0f}",
 }
 
 

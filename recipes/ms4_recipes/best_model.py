@@ -71,14 +71,26 @@ class BestModel:
         Raises:
             StorageError: the disk is full.
         """
-        value = metrics.get(f"eval/{self.metric}")
-        if value is None or (self.best is not None and self._sign * value <= self._sign * self.best.value and step != self.best.step):
+        if not self.is_best(step, metrics):
             return False
         save(self._folder)
-        self.best = Best(step, self.metric, value)
-        atomic_write_text(self._folder / "best.json", json.dumps(self.best.__dict__, indent=2) + "\n")
-        _LOG.info("best %s so far: %g after step %d, kept in %s", self.metric, value, step, self._folder)
+        self.record(step, metrics)
         return True
+
+    def is_best(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Whether the model of this step is to be saved."""
+        value = metrics.get(f"eval/{self.metric}")
+        return value is not None and (self.best is None or self._sign * value > self._sign * self.best.value or step == self.best.step)
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the numbers of the model that was just saved.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        self.best = Best(step, self.metric, metrics[f"eval/{self.metric}"])
+        atomic_write_text(self._folder / "best.json", json.dumps(self.best.__dict__, indent=2) + "\n")
+        _LOG.info("best %s so far: %g after step %d, kept in %s", self.metric, self.best.value, step, self._folder)
 
     def _read(self) -> Best | None:
         path = self._folder / "best.json"

@@ -7,12 +7,15 @@ Exercise it: ``ms4 eval run configs/eval/arithmetic.yaml``, or ``pytest tests/re
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from ms4_evals.clients.base import Client
 from ms4_evals.clients.opening import open_client
 from ms4_evals.outside_text import one_line
 from ms4_evals.plots import report_plots
@@ -20,13 +23,15 @@ from ms4_evals.progress import Progress
 from ms4_evals.report import build_report, write_report
 from ms4_evals.report_text import headlines
 from ms4_evals.resources import Resources
-from ms4_evals.runner import Outcome, make_plans, repeat_notes, run_evaluations
+from ms4_evals.runner import Outcome, Plan, make_plans, repeat_notes, run_evaluations
 from ms4_evals.store.queries import error_examples, has_samples
 from ms4_evals.store.records import Evaluation, RunRecord
 from ms4_evals.store.results import ResultStore
 from ms4_evals.tasks.registry import build_tasks
 from ms4_train.config.evaluation import EvalRun
-from ms4_train.errors import EvaluationError
+from ms4_train.config.mesh import check_mesh
+from ms4_train.config.schema import ParallelSection
+from ms4_train.errors import EvaluationError, ParallelError
 
 _SHOWN_CHARACTERS = 300
 """Of an error."""
@@ -35,55 +40,125 @@ _SHOWN_CHARACTERS = 300
 def run(config: EvalRun) -> Path:
     """Evaluate as ``config`` says, going on from its store where that holds samples already.
 
+    Under torchrun or ``--nproc`` all ranks call it, and rank 0 does everything but the computing of answers (``evaluate_ranks``).
+
     Returns:
         The report as JSON; a Markdown file of the same name lies beside it.
 
     Raises:
         EvaluationError: a task or the store cannot be used, or some samples ended in errors (the report is written, and says so).
+        ParallelError: the processes do not fit ``config.parallel``, or a server is to be asked by several.
         MS4Error: the model, adapter, tokenizer or server cannot be used.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        return _run_on_ranks(config)
+    check_mesh(ParallelSection(expert_parallel_size=config.parallel.expert_parallel_size), 1)
     console = Console()
     with Resources(config.sandbox, config.judge) as resources:
-        tasks = build_tasks(config.tasks, resources)
-        plans = make_plans(tasks, config.modes)
-        for line in [f"{task.title}: {note}" for task in tasks for note in task.notes] + repeat_notes(plans):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-        require_usable_store(Path(config.store))
+        plans = prepare(config, resources, console)
         with open_client(config, console) as (client, label):
-            record = RunRecord(label=label, model=client.identity(), seed=config.seed)
-            with ResultStore.open(config.store) as store:
-                if config.endpoint is not None:
-                    _refuse_another_label(store, record)
-                outcome = run_evaluations(
-                    client,
-                    store,
-                    plans,
-                    record,
-                    config=config.model_dump(mode="json"),
-                    progress=Progress(console),
-                    workers=resources.workers,
-                )
-                evaluations = [plan.evaluation for plan in plans]
-                store.verify(record.run_id)
-                errors = {name: text for item in evaluations for name, text in error_examples(store, record.run_id, item).items()}
-                report = build_report(
-                    store,
-                    record,
-                    evaluations,
-                    confidence=config.confidence,
-                    resamples=config.bootstrap_samples,
-                    allow_errors=config.allow_errors,
-                )
-                path, text_path = write_report(report, report_folder(Path(config.store)), plots=report_plots(report))
-                if config.tracking.wandb.mode != "disabled":
-                    track(config, store, record, evaluations, report, (path, text_path))
-    console.print(f"{outcome.drawn} samples drawn, {outcome.reused} taken from the store.", highlight=False)
-    for line in headlines(report):
+            done = draw(config, client, label, plans, resources, console)
+    return tell(config, done, console)
+
+
+def _run_on_ranks(config: EvalRun) -> Path:
+    if config.model is None:
+        raise ParallelError(
+            "several processes were started, and a server's answers need one.", key="endpoint", fix="start `ms4 eval run FILE` alone."
+        )
+    from ms4_recipes import evaluate_ranks
+
+    return evaluate_ranks.run(config)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What an evaluation came to.
+
+    Attributes:
+        report: see ``build_report``.
+        paths: of the report, as JSON and as text.
+        outcome: what was drawn.
+        errors: an example of each class of errors.
+    """
+
+    report: dict[str, Any]
+    paths: tuple[Path, Path]
+    outcome: Outcome
+    errors: dict[str, str]
+
+
+def prepare(config: EvalRun, resources: Resources, console: Console) -> list[Plan]:
+    """The plans; says what is to be known about them, and refuses what cannot be used before a model is read.
+
+    Raises:
+        EvaluationError: a task, its sandbox or judge, or the store.
+    """
+    tasks = build_tasks(config.tasks, resources)
+    plans = make_plans(tasks, config.modes)
+    for line in [f"{task.title}: {note}" for task in tasks for note in task.notes] + repeat_notes(plans):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"report: {text_path}", highlight=False, markup=False, soft_wrap=True)
+    require_usable_store(Path(config.store))
+    return plans
+
+
+def draw(
+    config: EvalRun,
+    client: Client,
+    label: str,
+    plans: Sequence[Plan],
+    resources: Resources,
+    console: Console,
+    progress: Progress | None = None,
+) -> Drawn:
+    """Samples into the store, report out of it. ``progress`` is shown in place of one on the console.
+
+    Raises:
+        MS4Error: as ``run``, but for samples that ended in errors.
+    """
+    record = RunRecord(label=label, model=client.identity(), seed=config.seed)
+    with ResultStore.open(config.store) as store:
+        if config.endpoint is not None:
+            _refuse_another_label(store, record)
+        outcome = run_evaluations(
+            client,
+            store,
+            plans,
+            record,
+            config=config.model_dump(mode="json"),
+            progress=progress or Progress(console),
+            workers=resources.workers,
+        )
+        evaluations = [plan.evaluation for plan in plans]
+        store.verify(record.run_id)
+        errors = {name: text for item in evaluations for name, text in error_examples(store, record.run_id, item).items()}
+        report = build_report(
+            store,
+            record,
+            evaluations,
+            confidence=config.confidence,
+            resamples=config.bootstrap_samples,
+            allow_errors=config.allow_errors,
+        )
+        paths = write_report(report, report_folder(Path(config.store)), plots=report_plots(report))
+        if config.tracking.wandb.mode != "disabled":
+            track(config, store, record, evaluations, report, paths)
+    return Drawn(report, paths, outcome, errors)
+
+
+def tell(config: EvalRun, done: Drawn, console: Console) -> Path:
+    """Print the main numbers; the report's path.
+
+    Raises:
+        EvaluationError: samples ended in errors, and ``allow_errors`` is off.
+    """
+    console.print(f"{done.outcome.drawn} samples drawn, {done.outcome.reused} taken from the store.", highlight=False)
+    for line in headlines(done.report):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"report: {done.paths[1]}", highlight=False, markup=False, soft_wrap=True)
     if not config.allow_errors:
-        _refuse_errors(report, outcome, config.store, errors)
-    return path
+        _refuse_errors(done.report, done.outcome, config.store, done.errors)
+    return done.paths[0]
 
 
 def require_usable_store(path: Path) -> None:

@@ -17,10 +17,12 @@ from ms4_train.config.schema import AdapterSection, SftRun
 from ms4_train.errors import AdapterError, ConfigError
 from ms4_train.model import Mistral3ForConditionalGeneration, Mistral4ForCausalLM
 from ms4_train.parallel import Mesh
+from ms4_train.parallel.zero3 import sharing_of
 from ms4_train.training.router_loss import check_router_losses
 from ms4_train.weights import load_model, open_checkpoint, read_config
 from ms4_train.weights.layouts.tables import is_vision_name
 from ms4_train.weights.reading.base_weights import base_weights_line
+from ms4_train.weights.reading.shares import WHOLE, move
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,7 +40,8 @@ class PreparedModel:
 def prepare_model(config: SftRun, mesh: Mesh, base: str, *, images: bool = True) -> PreparedModel:
     """Read the model and make ready what will be trained.
 
-    With expert parallelism only this rank's experts are read. Quantised weights stay quantised under an adapter, where they are frozen.
+    With expert parallelism only this rank's experts are read, under ZeRO 3 only its share of each parameter. Quantised weights stay
+    quantised under an adapter, where they are frozen; they are not shared out.
 
     Args:
         config: of the run.
@@ -64,12 +67,8 @@ def prepare_model(config: SftRun, mesh: Mesh, base: str, *, images: bool = True)
             key="training.train_router",
             fix="leave it out; name mlp.gate.weight under adapter.target_parameters (LoRA) or mlp.gate under adapter.modules_to_save.",
         )
-    if adapter is not None and adapter.use_dora and config.parallel.zero_stage == 3 and mesh.world_size > 1:
-        raise ConfigError(
-            "DoRA needs whole base weights, which ZeRO 3 spreads over the ranks.",
-            key="adapter.use_dora",
-            fix="set parallel.zero_stage: 2, or leave use_dora out.",
-        )
+    if adapter is not None:
+        refuse_spread_dora(config, adapter, mesh)
     if images and section.vision == "skip":
         raise ConfigError("is skip, but the training rows hold images.", key="model.vision", fix="leave it out, or leave these rows out.")
     layout = open_checkpoint(section.path).layout
@@ -83,12 +82,15 @@ def prepare_model(config: SftRun, mesh: Mesh, base: str, *, images: bool = True)
     expert_range = None
     if mesh.expert_parallel_size > 1:
         expert_range = mesh.expert_range(read_config(section.path).n_routed_experts)
+    # PiSSA and OLoRA take the adapter out of the whole base weights, so every rank reads all of them first.
+    shared = adapter is None or not adapter.changes_base
     model = load_model(
         section.path,
         dtype=getattr(torch, section.dtype),
         softmax_scale=section.softmax_scale,
         experts_backend=section.experts_backend,
         expert_range=expert_range,
+        share=sharing_of(mesh, config.parallel.zero_stage) if shared else WHOLE,
         dequantise=dequantise,
         vision=section.vision,
     )
@@ -96,6 +98,7 @@ def prepare_model(config: SftRun, mesh: Mesh, base: str, *, images: bool = True)
     attached = None
     if adapter is not None and adapter.init_from is not None:
         adapter = go_on_with_adapter(model, adapter, base)
+        refuse_spread_dora(config, adapter, mesh)
         attached = attach_report(model, adapter)
     elif adapter is not None:
         attached = attach(model, adapter)
@@ -110,7 +113,19 @@ def prepare_model(config: SftRun, mesh: Mesh, base: str, *, images: bool = True)
     check_router_losses(model, config.training)
     model.gradient_checkpointing = config.training.gradient_checkpointing
     model.recompute_experts = config.training.recompute_experts
-    return PreparedModel(model.to(mesh.device), adapter, attached, base_weights)
+    # Under ZeRO 3 the engine moves one parameter at a time: a GPU need not hold all of them.
+    move(model, mesh.device, shares_only=mesh.world_size > 1 and config.parallel.zero_stage == 3)
+    return PreparedModel(model, adapter, attached, base_weights)
+
+
+def refuse_spread_dora(config: SftRun, adapter: AdapterSection, mesh: Mesh) -> None:
+    """Raise ``ConfigError`` where DoRA would have to see whole base weights that no rank holds."""
+    if adapter.use_dora and config.parallel.zero_stage == 3 and mesh.world_size > 1:
+        raise ConfigError(
+            "DoRA needs whole base weights, which ZeRO 3 spreads over the ranks.",
+            key="adapter.use_dora",
+            fix="set parallel.zero_stage: 2, or leave use_dora out.",
+        )
 
 
 def spare_vision(model: Mistral4ForCausalLM, *, is_adapter: bool) -> None:

@@ -2,6 +2,7 @@
 
 Reads top to bottom: tokenizer, fresh model, rows, full fine-tuning on one kind of problem, evaluation, LoRA on a second kind, evaluation
 of that, leaderboard. Each step says which ``ms4`` command does the same, and is left out when an interrupted run already finished it.
+On several ranks (``--nproc 2``) training spreads the experts over processes; evaluation stays in one.
 Exercise it: ``make quickstart``, or ``python -m ms4_recipes.quickstart --output runs/other``.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from rich.table import Table
 from ms4_recipes.steps import CONFIGS, Steps, shown, training_config
 from ms4_train.config import load_run
 from ms4_train.config.evaluation import EvalRun
-from ms4_train.errors import ConfigError, MS4Error
+from ms4_train.errors import ConfigError, MS4Error, ParallelError, TrainingError
 from ms4_train.storage import atomic_write_text, storage_errors
 
 MODEL = CONFIGS / "models" / "tiny.yaml"
@@ -46,10 +48,11 @@ class Scale:
 
 @dataclass
 class Quickstart(Steps):
-    """One run of the quickstart: where its files lie, what it prints to, and the wall seconds of each step."""
+    """One run of the quickstart: where its files lie, how many ranks train, what it prints to, and the wall seconds of each step."""
 
     output: Path
     scale: Scale = Scale()
+    nproc: int = 1
     console: Console = field(default_factory=Console)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -59,15 +62,21 @@ class Quickstart(Steps):
         return self.output / "tekken.json"
 
 
-def run(output: Path, *, scale: Scale = Scale(), console: Console | None = None) -> list[Claim]:
+def run(output: Path, *, scale: Scale = Scale(), nproc: int = 1, console: Console | None = None) -> list[Claim]:
     """Do all steps under ``output`` and return the claims with what was measured.
 
     A finished run under ``output`` is replaced; an interrupted one goes on where it stopped.
 
+    Args:
+        output: folder for everything that is made.
+        scale: how much work it is.
+        nproc: ranks that train; each holds its share of the experts and gets its share of a step's tokens.
+        console: to print to; default: standard output.
+
     Raises:
         MS4Error: whatever a step refuses.
     """
-    quickstart = Quickstart(output, scale, console or Console())
+    quickstart = Quickstart(output, scale, nproc, console or Console())
     if (output / FINISHED).exists():
         shutil.rmtree(output)
     with storage_errors(output):
@@ -120,11 +129,30 @@ def train(quickstart: Quickstart, name: str, file: Path, overrides: Sequence[str
 
     folder = quickstart.output / file.stem
     overrides = [f"output_dir={folder}", *overrides, *quickstart.scale.train_overrides]
-    with quickstart.step(name, f"ms4 train {shown(file)} {' '.join(overrides)}"):
+    ranks = quickstart.nproc
+    if ranks > 1:
+        # The same tokens per step: what is one row of one process is a shorter row of each rank.
+        length = training_config(file, overrides).data.max_length // ranks
+        overrides += [f"data.max_length={length}", f"parallel.expert_parallel_size={ranks}"]
+    command = ["train", str(file), *overrides, *([f"--nproc={ranks}"] if ranks > 1 else [])]
+    with quickstart.step(name, " ".join(["ms4", *command]).replace(str(file), shown(file))):
         config = training_config(file, overrides)
         finished = folder / ("model" if config.adapter is None else "adapter")
+        if not finished.exists() and ranks > 1:
+            _train_on_ranks(command)
         return finished if finished.exists() else sft.run(config)
     raise AssertionError("unreachable")
+
+
+def _train_on_ranks(command: Sequence[str]) -> None:
+    """Run ``ms4`` as a user does; ranks are processes of their own.
+
+    Raises:
+        TrainingError: it did not end well; what was wrong is on the screen.
+    """
+    code = subprocess.run([sys.executable, "-m", "ms4_train.cli", *command], check=False).returncode
+    if code != 0:
+        raise TrainingError(f"training on several ranks ended with exit code {code}.", fix="see its message above.")
 
 
 def evaluate(quickstart: Quickstart, name: str, label: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -200,15 +228,30 @@ def _mode(task: dict[str, Any], name: str) -> dict[str, Any]:
     return next(mode for mode in task["modes"] if mode["mode"] == name)
 
 
+def _check_ranks(nproc: int) -> None:
+    from ms4_train.weights.init import read_model_file
+
+    experts = read_model_file(MODEL).n_routed_experts
+    if nproc < 1 or experts % nproc:
+        choices = ", ".join(str(ranks) for ranks in range(1, experts + 1) if experts % ranks == 0)
+        raise ParallelError(f"{nproc} ranks cannot share {experts} experts evenly.", key="--nproc", fix=f"use one of {choices}.")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: 0 when every promise holds, 1 when one does not, 2 for a user's error."""
     parser = argparse.ArgumentParser(description="From nothing to a two-mode leaderboard, in minutes on a CPU.")
-    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="folder for everything that is made")
-    output: Path = parser.parse_args(arguments).output
+    parser.add_argument("--output", type=Path, help="folder for everything that is made; default: runs/quickstart")
+    parser.add_argument(
+        "--nproc", type=int, default=1, metavar="N", help="ranks that train, each with its share of the experts; default: 1"
+    )
+    chosen = parser.parse_args(arguments)
+    nproc: int = chosen.nproc
+    output: Path = chosen.output or Path("runs/quickstart" if nproc == 1 else f"runs/quickstart-{nproc}-ranks")
     # Two threads would be half as fast again on an idle machine and four times slower on a busy one; and one gives everybody the same bits.
     torch.set_num_threads(1)
     try:
-        return 0 if all(claim.holds for claim in run(output)) else 1
+        _check_ranks(nproc)
+        return 0 if all(claim.holds for claim in run(output, nproc=nproc)) else 1
     except MS4Error as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

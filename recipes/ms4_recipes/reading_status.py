@@ -12,10 +12,16 @@ from rich.console import Console
 from rich.text import Text
 
 from ms4_train.data.preparation import Progress
+from ms4_train.parallel import progress
 
 
 @contextlib.contextmanager
 def reading_shown(console: Console) -> Iterator[Progress]:
     """Give a callback that shows a source and its rows read so far; the line is gone after the block, and absent without a terminal."""
     with console.status("reading rows") as status:
-        yield lambda path, rows: status.update(Text(f"reading rows: {path}, {rows:,} so far"))
+
+        def show(path: str, rows: int) -> None:
+            progress.at("load")
+            status.update(Text(f"reading rows: {path}, {rows:,} so far"))
+
+        yield show

@@ -9,6 +9,7 @@ tokenizer) or ``adapter/`` (PEFT files).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -22,25 +23,28 @@ from rich.console import Console
 
 from ms4_recipes.export import export
 from ms4_recipes.kernel_log import kernel_choices_shown
+from ms4_recipes.memory_notice import memory_notice
 from ms4_recipes.prepare_model import PreparedModel, prepare_model
 from ms4_recipes.reading_status import reading_shown
 from ms4_train.chat import ChatTokenizer
 from ms4_train.checkpoint import (
     FolderLock,
+    RunStateSaver,
     SavedRun,
     check_same_run,
     checkpoint_bytes,
     find_saved_run,
     restart_after,
     run_identity,
-    save_run_state,
     seed_everything,
 )
+from ms4_train.config.mesh import check_mesh
 from ms4_train.config.schema import AdapterSection, SftRun
 from ms4_train.data import PackedBatch, Survey, TrainLoader, build_eval_batches, build_loader, prepare
 from ms4_train.errors import ConfigError
 from ms4_train.model import Mistral4ForCausalLM
-from ms4_train.parallel import Mesh, TrainEngine, init_mesh, make_engine, shard_experts
+from ms4_train.parallel import Mesh, TrainEngine, init_mesh, make_engine, progress, shard_experts
+from ms4_train.parallel.watch import watched
 from ms4_train.storage import require_free_bytes
 from ms4_train.tracking import Trackers, make_trackers
 from ms4_train.training import (
@@ -81,22 +85,32 @@ def run(config: SftRun, *, dry_run: bool = False) -> Path:
         MS4Error: whatever is wrong with the files, the configuration or the machine.
         TrainingInterruptedError: a signal ended the run; its run state is saved.
     """
-    mesh = init_mesh(config.parallel)
+    with StopSignals() as stop:
+        mesh = init_mesh(config.parallel, rehearse=dry_run)
+        try:
+            with watched(mesh, timeout_seconds=config.parallel.timeout_seconds):
+                return _run(config, mesh, stop, dry_run=dry_run)
+        finally:
+            mesh.close()
+
+
+def _run(config: SftRun, mesh: Mesh, stop: StopSignals, *, dry_run: bool) -> Path:
     lock = FolderLock(Path(config.output_dir)) if mesh.is_main and not dry_run else None
     try:
         make_deterministic(config.seed)
+        progress.at("load", 0)
         plan = prepare_run(config, mesh, look_for_state=not dry_run)
         announce_run(plan)
         if dry_run:
             return Path(config.output_dir)
         console = Console(soft_wrap=True, highlight=False, quiet=not mesh.is_main)
         with kernel_choices_shown(console):
-            engine = train_run(plan)
+            engine = train_run(plan, stop)
+        progress.at("export")
         folder = export(plan, engine)
         console.print(f"written: {folder}", markup=False)
         return folder
     finally:
-        mesh.close()
         if lock is not None:
             lock.release()
 
@@ -149,11 +163,12 @@ def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
         MS4Error: a file that cannot be used.
     """
     training = config.training
-    vocab_size = read_config(config.model.path).vocab_size
+    sizes = read_config(config.model.path)
+    check_mesh(config.parallel, mesh.world_size, sizes.n_routed_experts)
     tokenizer = ChatTokenizer.of_model(config.model.path, config.model.tokenizer)
-    tokenizer.check_model(vocab_size)
-    with reading_shown(Console(stderr=True, quiet=not mesh.is_main)) as progress:
-        rows = prepare(config.data, tokenizer, progress=progress)
+    tokenizer.check_model(sizes.vocab_size)
+    with reading_shown(Console(stderr=True, quiet=not mesh.is_main)) as shown:
+        rows = prepare(config.data, tokenizer, progress=shown)
     rows.require_usable()
     place: dict[str, Any] = {"rank": mesh.rank, "world_size": mesh.world_size, "prepared": rows}
     loader = build_loader(config.data, tokenizer, batch_size=training.per_device_train_batch_size, seed=config.seed, **place)
@@ -175,7 +190,11 @@ def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
 
     base = base_fingerprint(config.model.path)
     # Of a stream only the first rows were looked at: images may come later.
-    prepared = prepare_model(config, mesh, base, images=rows.has_images or (rows.is_streaming and config.model.vision != "skip"))
+    images = rows.has_images or (rows.is_streaming and config.model.vision != "skip")
+    if mesh.is_main:
+        for line in memory_notice(config, mesh, images=images, whole=not look_for_state):
+            Console(soft_wrap=True, highlight=False).print(line, markup=False)
+    prepared = prepare_model(config, mesh, base, images=images)
     if rows.has_images:
         require_vision(prepared.model, tokenizer)
 
@@ -190,7 +209,7 @@ def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
     if config.evaluation is not None:
         from ms4_recipes.answer_tasks import TaskEvaluation
 
-        tasks = TaskEvaluation(config, config.evaluation, prepared.model, tokenizer, run=identity["sha256"], world_size=mesh.world_size)
+        tasks = TaskEvaluation(config, config.evaluation, prepared.model, tokenizer, run=identity["sha256"], mesh=mesh)
     return Plan(
         config=config,
         mesh=mesh,
@@ -224,7 +243,7 @@ def announce_run(plan: Plan) -> None:
         require_free_bytes(plan.checkpoints, 2 * plan.state_bytes)  # a new one is written before the old one goes
 
 
-def train_run(plan: Plan) -> TrainEngine:
+def train_run(plan: Plan, stop: StopSignals) -> TrainEngine:
     """The engine, the saved state, the trackers, and the loop."""
     config, mesh, saved, length = plan.config, plan.mesh, plan.saved, plan.length
     training, seed = config.training, config.seed
@@ -245,11 +264,20 @@ def train_run(plan: Plan) -> TrainEngine:
 
     if plan.tasks is not None:
         plan.tasks.save_best = lambda folder: export(plan, engine, folder)
+        plan.tasks.whole_weights = engine.whole_weights
+        plan.tasks.should_stop = lambda: stop.received != 0
 
-    def save(step: int) -> Path:
-        state = {"identity": plan.identity, "loader": plan.loader.state_dict(), "tracking": trackers.state()}
-        return save_run_state(
-            plan.checkpoints, engine, step=step, state=state, expected_bytes=plan.state_bytes, keep=training.save_total_limit
+    saver = None
+    if training.save_strategy != "no":
+        saver = RunStateSaver(
+            plan.checkpoints,
+            engine,
+            expected_bytes=plan.state_bytes,
+            keep=training.save_total_limit,
+            config=config.model_dump(mode="json"),
+            zero_stage=config.parallel.zero_stage,
+            background=training.save_async,
+            go_on=training.on_save_error == "continue",
         )
 
     try:
@@ -263,7 +291,7 @@ def train_run(plan: Plan) -> TrainEngine:
             return engine
         if mesh.is_main:
             restart_after(plan.checkpoints, length.first_step)
-        with StopSignals() as stop:
+        with stop.finishing(), saver or contextlib.nullcontext():
             results = train(
                 TrainingRun(
                     section=training,
@@ -276,9 +304,12 @@ def train_run(plan: Plan) -> TrainEngine:
                     epoch_steps=length.epoch_steps if length.rows_per_epoch else 0,
                     flops=plan.flops,
                     speed=Speedometer(peak),
-                    save=None if training.save_strategy == "no" else save,
+                    saver=saver,
+                    state=lambda: {"identity": plan.identity, "loader": plan.loader.state_dict(), "tracking": trackers.state()},
                     answer_tasks=plan.tasks,
                     answer_every=config.evaluation.steps if config.evaluation else 0,
+                    output=Path(config.output_dir),
+                    seed=seed,
                 ),
                 stop,
                 first_step=length.first_step,

@@ -32,6 +32,12 @@ def test_codes_are_stable_and_distinct():
     assert len(set(codes)) == len(codes) >= 14
 
 
+def test_faults_of_the_machine_have_exit_codes_of_their_own():
+    assert {kind: kind.exit_code for kind in KINDS if kind.exit_code != 2} == {errors.DiskFullError: 75, errors.RankLostError: 76}
+    assert issubclass(errors.DiskFullError, errors.StorageError)
+    assert issubclass(errors.RankLostError, errors.ParallelError)
+
+
 def test_a_row_error_is_a_data_error_with_the_name_of_its_fault():
     error = RowError("two user turns in a row.", row_code="role-order", file="rows.jsonl", line=7)
     assert isinstance(error, errors.DataError)

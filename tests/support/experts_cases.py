@@ -39,6 +39,13 @@ def _segments(*counts: int) -> Tensor:
     return ids_t[torch.randperm(ids_t.numel())].unsqueeze(1)
 
 
+def _emptied(ids_tk: Tensor) -> Tensor:
+    """The same with half of the slots empty, and with tokens that have none left."""
+    ids_tk = ids_tk.where(torch.rand(ids_tk.shape) < 0.5, -1)
+    ids_tk[[0, 4, -1]] = -1
+    return ids_tk
+
+
 def _top(tokens: int, experts: Tensor, k: int) -> Tensor:
     """Random distinct experts out of those given."""
     return experts[torch.rand(tokens, experts.numel()).topk(k).indices]
@@ -57,8 +64,10 @@ ROUTINGS: dict[str, tuple[int, Callable[[], Tensor]]] = {
     "64 rows": (2, lambda: _segments(65, 77)),
     "128 rows": (2, lambda: _top(150, torch.arange(2), 2)),
     "256 rows": (2, lambda: _segments(129, 400)),
+    "empty slots": (5, lambda: _emptied(_top(23, torch.arange(5), 3))),
+    "no slot filled": (4, lambda: torch.full((7, 2), -1)),
 }
-"""Name -> number of experts, ids [T, K]."""
+"""Name -> number of experts, ids [T, K]; -1: no expert in this slot."""
 
 Stacks = Literal["dense", "fp8", "fp8 two groups", "nvfp4"]
 Lora = Literal["", "gate_up", "down", "both"]
@@ -123,6 +132,12 @@ CASES = (
     Case("256 rows", BF16, "dense", "both", 16, trained=True, width=256, expert_width=128, slow=True),  # even
     Case("256 rows", BF16, "fp8 two groups", "both", 128, width=144, expert_width=80, slow=True),
     Case("256 rows", FP32, "dense", "both", 128, trained=True, slow=True),
+    Case("empty slots", BF16, "dense", "both", 16, trained=True, adapters=2, width=40, expert_width=24),
+    Case("empty slots", FP32, "dense", trained=True, width=72, expert_width=40),
+    Case("empty slots", BF16, "fp8", "both", 8),
+    Case("empty slots", FP32, "nvfp4", "gate_up", 8, slow=True),
+    Case("no slot filled", BF16, "dense", "both", 8, trained=True),
+    Case("no slot filled", BF16, "nvfp4", "down", 8, adapters=2),
 )
 
 

@@ -23,12 +23,13 @@ from support.layouts import native_fp8_folder
 from support.sft_files import sft_run, write_files
 
 from ms4_recipes import sft
-from ms4_train.checkpoint import manifest, save
+from ms4_train.checkpoint import manifest, part, save
 from ms4_train.config.schema import SftRun
 from ms4_train.tracking.jsonl import JsonlTracker
 
 STEPS, SAVED = 20, 10
-TRAINING = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": SAVED, "save_total_limit": 2}
+# Saves are waited for, so that what a killed run leaves does not depend on how far a thread came.
+TRAINING = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": SAVED, "save_total_limit": 2, "save_async": False}
 LORA = {"r": 4, "lora_dropout": 0.2, "target_modules": ["q_a_proj", "q_b_proj", "kv_b_proj", "o_proj"]}
 EVERYTHING = {"r": 4, "target_modules": ATTENTION + SHARED, "target_parameters": STACKS}
 
@@ -69,14 +70,15 @@ def die_before(owner: Any, name: str, step: int) -> None:
 def die_in_half_a_file(step: int) -> None:
     """Die with half of a safetensors file written."""
 
-    def half(path, data):
+    def half(path, *parts, **keys):
         if f"step-{step:06d}" in str(path):
-            path.write_bytes(bytes(data[: len(data) // 2]))
+            data = b"".join(parts)
+            path.write_bytes(data[: len(data) // 2])
             die()
-        return manifest_write(path, data)
+        return write_synced(path, *parts, **keys)
 
-    manifest_write = save.write_synced
-    save.write_synced = half
+    write_synced = part.write_synced
+    part.write_synced = half
 
 
 def scenarios() -> dict[str, Callable[[], None]]:
@@ -127,10 +129,11 @@ def change_state(output: Path, file: str, change: Callable[[dict[str, Any]], Non
     content = json.loads((folder / file).read_text())
     change(content)
     (folder / file).write_bytes(manifest.canonical_json(content))
-    listed = json.loads((folder / "MANIFEST.json").read_text())
+    listed = manifest.read_manifest(folder)
     data = (folder / file).read_bytes()
-    listed["files"][file] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    (folder / "MANIFEST.json").write_bytes(manifest.canonical_json(listed))
+    listed.files[file] = manifest.FileSum(hashlib.sha256(data).hexdigest(), len(data))
+    (folder / "MANIFEST.json").unlink()
+    manifest.write_manifest(folder, listed)
 
 
 def resume_changed(config: SftRun, file: str, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

@@ -7,8 +7,11 @@ gets an image in the first micro batch of the first rank, and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from support.models import tiny_config, tiny_model
@@ -18,8 +21,8 @@ from torch.nn import functional
 
 from ms4_train.config.schema import TrainingSection
 from ms4_train.model import ImageBatch, Mistral3ForConditionalGeneration, Mistral4ForCausalLM, SequenceLayout, init_parameter
-from ms4_train.parallel import TrainEngine
-from ms4_train.parallel.parameters import expert_parameters, gather_experts
+from ms4_train.parallel import StatePiece, TrainEngine, deepspeed_setup
+from ms4_train.parallel.parameters import STATE_TENSORS, expert_parameters, gather_experts, trained_parameters
 
 MICRO_BATCHES = 2
 LEARNING_RATE = 1e-3
@@ -156,40 +159,88 @@ def compare_records(records: list[StepRecord], expected: list[StepRecord]) -> di
 
 
 def compare_engines(engine: TrainEngine, reference: TrainEngine) -> dict[str, float]:
-    """Largest difference of the weights (absolute) and of the optimizer state (relative) between two engines' models."""
+    """Largest difference of the weights (absolute) and of the optimizer state (relative) between two engines' models.
+
+    ``held_once``: whether the ranks' pieces of state hold every value exactly once.
+    """
     names = [name for name, _ in reference.model.named_parameters()]
     weight = max(
         (value.double() - reference.model.get_parameter(name).double()).abs().max().item() for name, value in engine.full_parameters(names)
     )
-    expected = {state.name: state for state in reference.export_state()}
-    worst = 0.0
-    for state in engine.export_state():
-        other = expected.pop(state.name)
-        assert (state.full_shape, state.step) == (other.full_shape, other.step), state.name
-        for kind, tensor in state.tensors.items():
-            whole = other.tensors[kind]
-            own = whole[state.offset : state.offset + tensor.shape[0]] if tensor.shape != whole.shape else whole
-            worst = max(worst, relative(tensor, own))
-    assert not expected
-    return {"weight": weight, "state": worst}
+    (stored, once), expected = gathered_state(engine), stored_state(reference)
+    assert stored.keys() == expected.keys()
+    assert all(state["step"] == expected[name]["step"] for name, state in stored.items())
+    worst = max(relative(state[kind], expected[name][kind]) for name, state in stored.items() for kind in STATE_TENSORS)
+    return {"weight": weight, "state": worst, "held_once": once}
 
 
 def stored_state(engine: TrainEngine) -> dict[str, dict[str, Tensor]]:
-    """All state as full tensors on every rank, as a checkpoint would give it back. Collective."""
-    stored = {}
-    for state in engine.export_state():
-        tensors = {}
-        for kind, tensor in state.tensors.items():
-            assert tensor.dtype == torch.float32
-            whole = tuple(tensor.shape) == state.full_shape
-            tensors[kind] = tensor.clone() if whole else gather_experts(tensor, engine.mesh)
-            assert tuple(tensors[kind].shape) == state.full_shape
-        stored[state.name] = {**tensors, "step": torch.tensor(state.step)}
+    """All state as full tensors on every rank; every value comes from exactly one rank, or this fails. Collective."""
+    stored, once = gathered_state(engine)
+    assert once
     return stored
 
 
+def gathered_state(engine: TrainEngine) -> tuple[dict[str, dict[str, Tensor]], bool]:
+    """(full tensors put together from the pieces of all ranks, whether every value came from exactly one rank). Collective."""
+    pieces: dict[str, list[StatePiece]] = {}
+    for piece in engine.export_state():
+        pieces.setdefault(piece.name, []).append(piece)
+    trained = {item.name: item.full_shape for item in trained_parameters(engine.model, engine.mesh)}
+    assert pieces.keys() <= trained.keys()
+    steps = {str(piece.step) for own in pieces.values() for piece in own}
+    steps = {int(step) for found in engine.mesh.all_gather_json(sorted(steps)) for step in found}
+    assert len(steps) == 1, steps
+    stored, once = {}, True
+    for name, shape in trained.items():
+        # Sums of integers are exact, so that the bits come through as they are.
+        size = math.prod(shape)
+        bits = torch.zeros(len(STATE_TENSORS), size, dtype=torch.int32)
+        times = torch.zeros(size, dtype=torch.int32)
+        for piece in pieces.get(name, []):
+            assert piece.full_shape == shape, name
+            times[piece.start : piece.stop] += 1
+            for row, kind in zip(bits, STATE_TENSORS, strict=True):
+                assert piece.tensors[kind].shape == (piece.stop - piece.start,)
+                row[piece.start : piece.stop] = piece.tensors[kind].view(torch.int32)
+        bits, times = engine.mesh.all_reduce_sum(bits), engine.mesh.all_reduce_sum(times)
+        once = once and bool((times == 1).all())
+        whole = {kind: row.view(torch.float32).view(shape) for kind, row in zip(STATE_TENSORS, bits, strict=True)}
+        stored[name] = {**whole, "step": torch.tensor(next(iter(steps)))}
+    return stored, once
+
+
+def reader(stored: Mapping[str, Mapping[str, Tensor]]) -> Callable[[str, int, int], dict[str, Tensor]]:
+    """What ``import_state`` takes, out of full tensors."""
+
+    def read(name: str, start: int, stop: int) -> dict[str, Tensor]:
+        state = stored[name]
+        return {kind: value.flatten()[start:stop] if kind in STATE_TENSORS else value for kind, value in state.items()}
+
+    return read
+
+
 def same_bits(left: dict[str, dict[str, Tensor]], right: dict[str, dict[str, Tensor]]) -> bool:
-    """Whether two stored states are equal, bit for bit up to the sign of zero."""
+    """Whether two stored states are equal, bit for bit."""
     return left.keys() == right.keys() and all(
-        torch.equal(tensor, right[name][kind]) for name, state in left.items() for kind, tensor in state.items()
+        state["step"] == right[name]["step"]
+        and all(torch.equal(state[kind].view(torch.int32), right[name][kind].view(torch.int32)) for kind in STATE_TENSORS)
+        for name, state in left.items()
     )
+
+
+@contextmanager
+def everything_partitioned() -> Iterator[None]:
+    """DeepSpeed keeps small parameters whole, and all of ours are small; take that away."""
+    config = deepspeed_setup.engine_config
+    off = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
+
+    def changed(*arguments: Any, **options: Any) -> dict[str, Any]:
+        made = config(*arguments, **options)
+        return {**made, "zero_optimization": made["zero_optimization"] | off}
+
+    deepspeed_setup.engine_config = changed
+    try:
+        yield
+    finally:
+        deepspeed_setup.engine_config = config

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from ms4_train.checkpoint import RunStateSaver
 from ms4_train.config.schema import TrainingSection
 from ms4_train.parallel import Mesh
 from ms4_train.parallel.local import LocalEngine
@@ -39,9 +40,20 @@ def train_small(engine, steps):
     return losses
 
 
+def saver(root, engine, **keys):
+    """A ``RunStateSaver`` with settings that a test need not name."""
+    return RunStateSaver(root, engine, **{"expected_bytes": 0, "keep": 2, "config": {"recipe": "small"}, **keys})
+
+
+def save_now(root, engine, step, state=None, **keys):
+    """Save and wait; returns the committed folder."""
+    with saver(root, engine, background=False, **keys) as made:
+        return made.save(step, {} if state is None else state)
+
+
 def exported(engine):
     """{name: (weight, exp_avg, exp_avg_sq, step)}, copied."""
-    return {state.name: ({kind: tensor.clone() for kind, tensor in state.tensors.items()}, state.step) for state in engine.export_state()}
+    return {piece.name: ({kind: tensor.clone() for kind, tensor in piece.tensors.items()}, piece.step) for piece in engine.export_state()}
 
 
 def assert_same_state(left, right):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ms4_train.chat import ChatTokenizer
     from ms4_train.model import Mistral4ForCausalLM
+    from ms4_train.parallel import Mesh
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -35,14 +36,16 @@ def open_embedded(section: ModelSection, engine: EngineSection, console: Console
 
 
 def load_model_under_test(
-    section: ModelSection, console: Console | None = None
+    section: ModelSection, console: Console | None = None, *, mesh: Mesh | None = None
 ) -> tuple[Mistral4ForCausalLM, ChatTokenizer, dict[str, Any]]:
     """Model with its adapter, tokenizer, and what identifies them; says on ``console`` how quantised weights are held.
 
     Weights that are kept quantised have the values that they have dequantised to the same type, so they identify the same model.
+    With a ``mesh`` each of its ranks reads its experts only, onto its device. Nothing in it is collective.
 
     Raises:
         MissingDependencyError: torch is not there.
+        ParallelError: the experts cannot be divided over the ranks.
         MS4Error: a file is missing, malformed, or belongs to another model.
     """
     try:
@@ -52,16 +55,20 @@ def load_model_under_test(
 
     from ms4_train.adapters import load_adapter
     from ms4_train.chat import ChatTokenizer
-    from ms4_train.weights import base_fingerprint, load_model, open_checkpoint
+    from ms4_train.parallel import Mesh, shard_experts
+    from ms4_train.weights import base_fingerprint, load_model, open_checkpoint, read_config
     from ms4_train.weights.reading.base_weights import base_weights_line
 
+    mesh = mesh or Mesh()
     fingerprint = base_fingerprint(section.path)
     tokenizer = ChatTokenizer.of_model(section.path, section.tokenizer)
+    expert_range = mesh.expert_range(read_config(section.path).n_routed_experts) if mesh.expert_parallel_size > 1 else None
     model = load_model(
         section.path,
         dtype=getattr(torch, section.dtype),
         softmax_scale=section.softmax_scale,
         experts_backend=section.experts_backend,
+        expert_range=expert_range,
         dequantise=section.dequantizes(default=True),
     )
     layout = open_checkpoint(section.path).layout
@@ -80,7 +87,8 @@ def load_model_under_test(
     if section.adapter is not None:
         load_adapter(model, section.adapter, base_fingerprint=fingerprint)
         identity["adapter"] = content_hash([file_hash(Path(section.adapter) / name) for name in _ADAPTER_FILES])
-    return model.eval(), tokenizer, identity
+    shard_experts(model, mesh)
+    return (model if mesh.world_size == 1 else model.to(mesh.device)).eval(), tokenizer, identity
 
 
 def default_label(section: ModelSection) -> str:

@@ -17,10 +17,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ms4_evals.clients.base import SampleAnswer, SampleRequest
+from ms4_train.errors import EvaluationError
 
 if TYPE_CHECKING:
     from ms4_train.chat import ChatTokenizer
-    from ms4_train.inference import Completion, Engine, Event, GenerationRequest
+    from ms4_train.inference import Completion, Event, GenerationRequest
+    from ms4_train.inference.calls import StepEngine
+    from ms4_train.inference.mesh_engine import EngineRanks
     from ms4_train.model import Mistral4ForCausalLM
 
 OnFinish = Callable[[SampleRequest, SampleAnswer], None]
@@ -30,6 +33,12 @@ _QUEUED = 4
 """Requests beyond the batch that wait in the engine, so that a place that falls free is taken in the next step."""
 _MEASURED = 20
 """Longest prompts that are encoded to find the context that is needed."""
+
+
+class StoppedError(EvaluationError):
+    """The ranks were asked to stop: what is finished is stored, the rest was not drawn."""
+
+    code = "stopped"
 
 
 @dataclass(frozen=True)
@@ -47,8 +56,9 @@ class EngineClient:
         model: ready to run; adapters are attached already.
         tokenizer: of the model.
         identity: JSON values that identify the model; see ``clients.embedded``.
-        max_batch_size: most samples computed at once.
+        max_batch_size: most samples computed at once, by each rank where there are several.
         max_context: most tokens per sample, prompt included; None takes what the longest request needs, up to the model's limit.
+        ranks: those that compute together; this is rank 0 then, and the others follow it. None: this process alone.
     """
 
     def __init__(
@@ -59,12 +69,14 @@ class EngineClient:
         identity: Mapping[str, Any],
         max_batch_size: int = 32,
         max_context: int | None = None,
+        ranks: EngineRanks | None = None,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._identity = dict(identity)
         self._max_batch_size = max_batch_size
         self._max_context = max_context
+        self._ranks = ranks
 
     def identity(self) -> Mapping[str, Any]:
         """As given."""
@@ -87,22 +99,24 @@ class EngineClient:
 
         Raises:
             EngineError: the longest request does not fit ``max_context`` or the model, or there is no memory for it.
+            StoppedError: the ranks were asked to stop.
         """
-        from ms4_train.inference import Engine
-
         if not requests:
             return
         waiting = deque(requests)
-        batch = min(self._max_batch_size, len(requests))
-        longest, needed = self._measure(requests, batch)
+        count = 1 if self._ranks is None else self._ranks.mesh.world_size
+        longest, needed = self._measure(requests, min(self._max_batch_size * count, len(requests)))
         context = len(longest.prompt_ids) + max(request.max_tokens for request in requests)
-        engine = Engine(self._model, self._tokenizer, max_batch_size=batch, max_context=self._max_context or context)
+        engine = self._engine(min(self._max_batch_size, len(requests)), self._max_context or context)
         engine.check(longest)  # what does not fit is said before hours are spent on the rest
         flying: dict[str, _Flying] = {}
         engine.open(needed_tokens=needed)
         try:
             while waiting or flying:
-                while waiting and len(flying) < batch + _QUEUED:
+                if self._ranks is not None and self._ranks.is_stopping:
+                    left = len(waiting) + len(flying)
+                    raise StoppedError(f"stopped with {left} samples to draw.", fix="run the same command again to go on.")
+                while waiting and len(flying) < engine.max_batch_size + _QUEUED:
                     self._send(engine, waiting.popleft(), flying, on_finish)
                 for event in engine.step():
                     self._take(event, flying, on_finish)
@@ -112,6 +126,13 @@ class EngineClient:
 
     def close(self) -> None:
         """The model belongs to whoever made it."""
+
+    def _engine(self, batch: int, context: int) -> StepEngine:
+        from ms4_train.inference import Engine
+
+        if self._ranks is not None:
+            return self._ranks.engine(max_batch_size=batch, max_context=context)
+        return Engine(self._model, self._tokenizer, max_batch_size=batch, max_context=context)
 
     def _measure(self, requests: Sequence[SampleRequest], batch: int) -> tuple[GenerationRequest, int]:
         """The longest request, and about how many tokens a batch of the longest comes to.
@@ -137,7 +158,7 @@ class EngineClient:
         sizes = sorted((int(density * found[f"{r.mode} {r.problem_id}"][0]) + r.max_tokens for r in requests), reverse=True)
         return longest, sum(sizes[:batch])
 
-    def _send(self, engine: Engine, request: SampleRequest, flying: dict[str, _Flying], on_finish: OnFinish) -> None:
+    def _send(self, engine: StepEngine, request: SampleRequest, flying: dict[str, _Flying], on_finish: OnFinish) -> None:
         from ms4_train.errors import MS4Error
 
         started = time.perf_counter()

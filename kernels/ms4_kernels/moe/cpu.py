@@ -1,12 +1,12 @@
 """The experts operation with a backward written by hand: sorted rows, grouped products, and little saved.
 
-Decomposition: save only the layer's input X [T, d] and the pre-activation H [T*K, 2n] (2d + 4Kn bytes per token in bf16, where autograd
+Decomposition: save only the layer's input X [T, d] and the pre-activation H [R, 2n] (2d + 4Kn bytes per token in bf16, where autograd
 would keep every step), recompute the activation A from H, and take the router's gradient as <dA', A>, where dA' is the gradient of A before
 the routing weight, so that the experts' outputs are not kept either. Rows return to tokens by gathering and summing in slot order, never by
 atomic or unordered adds: two runs agree to the bit. Gradients nobody asked for (a frozen base) are not computed.
 It is plain torch and runs on any device; it is meant for CPUs. Exercise it: ``pytest tests/kernels/ms4_kernels/moe/test_cpu.py``.
 
-Shape suffixes: t tokens, k experts per token, e experts, r = t*k rows sorted by expert, d hidden, n expert intermediate, i = 2n; in the
+Shape suffixes: t tokens, k experts per token, e experts, r rows sorted by expert, d hidden, n expert intermediate, i = 2n; in the
 projections: o features out, i features in, p LoRA rank.
 """
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ms4_kernels.moe.arguments import Parameter, flatten, restore
+from ms4_kernels.moe.gather_sum import gather_sum_torch as gather_sum
 from ms4_kernels.moe.grouped import rows_by_rows, rows_by_weight, rows_by_weight_transposed
 from ms4_kernels.moe.lora import ExpertLora
 from ms4_kernels.quantised import QuantisedWeight
@@ -37,6 +38,7 @@ def experts_cpu(
     *,
     adapter_t: Tensor | None = None,
     recompute: bool = False,
+    num_rows: int | None = None,
 ) -> Tensor:
     """Apply the experts. Arguments as for :func:`ms4_kernels.moe.experts`."""
     lora = lora or ExpertLora()
@@ -45,7 +47,7 @@ def experts_cpu(
     if adapter_t is not None:
         num_adapters = lora.num_adapters
         pairs = [None if stack is None else _by_segment(stack) for stack in pairs]
-    order = sort_by_expert(expert_ids_tk, gate_up_eid.shape[0], adapter_t=adapter_t, num_adapters=num_adapters)
+    order = sort_by_expert(expert_ids_tk, gate_up_eid.shape[0], adapter_t=adapter_t, num_adapters=num_adapters, num_rows=num_rows)
     options = (lora.gate_up_scale, lora.down_scale, recompute)
     return _Experts.apply(hidden_td, weights_tk, order, options, gate_up_eid, *pairs[:2], down_edn, *pairs[2:])  # type: ignore[return-value]
 
@@ -106,7 +108,7 @@ class _Experts(torch.autograd.Function):
         tensors, ctx.kinds = flatten(parameters)
         ctx.options = options
         ctx.save_for_backward(hidden_td, None if options[2] else h_ri, weights_tk, *order, order.segment_ends_s, *tensors)
-        return _gather_sum(y_rd, order.row_tk, weights_tk)
+        return gather_sum(y_rd, order.row_tk, weights_tk)
 
     @staticmethod
     @once_differentiable
@@ -124,7 +126,7 @@ class _Experts(torch.autograd.Function):
         gate_rn, up_rn = h_ri.chunk(2, dim=-1)
         silu_rn = F.silu(gate_rn)
         activation_rn = silu_rn * up_rn
-        dweights_tk = _row_dots(dactivation_rn, activation_rn)[row_tk].to(weights_tk.dtype) if needs_weights else None
+        dweights_tk = _of_slots(_row_dots(dactivation_rn, activation_rn), order).to(weights_tk.dtype) if needs_weights else None
 
         weight_r1 = weights_tk.reshape(-1)[pair_r].unsqueeze(1)
         dactivation_rn = _scale_rows(dactivation_rn, weight_r1)
@@ -140,7 +142,7 @@ class _Experts(torch.autograd.Function):
         gate_up_grads: tuple[Tensor | None, ...] = (None, None, None)
         if any(needed[:3]):
             gate_up_grads = gate_up.parameter_grads(dh_ri, hidden_td.index_select(0, token_r), needed[:3])
-        dhidden_td = _gather_sum(gate_up.input_grad(dh_ri), row_tk) if needs_hidden else None
+        dhidden_td = gather_sum(gate_up.input_grad(dh_ri), row_tk) if needs_hidden else None
         return dhidden_td, dweights_tk, None, None, *gate_up_grads, *down_grads
 
 
@@ -155,17 +157,10 @@ def _projections(
     )
 
 
-def _gather_sum(rows_rd: Tensor, row_tk: Tensor, weights_tk: Tensor | None = None) -> Tensor:
-    """Return ``out[t] = sum_k weights[t, k] * rows[row_tk[t, k]]``, added in slot order, in fp32 or wider, as the rows' type."""
-    wide = torch.promote_types(rows_rd.dtype, torch.float32)
-    out_td = torch.zeros(row_tk.shape[0], rows_rd.shape[1], dtype=wide, device=rows_rd.device)
-    for k in range(row_tk.shape[1]):
-        part_td = rows_rd.index_select(0, row_tk[:, k])
-        if weights_tk is None:
-            out_td.add_(part_td)
-        else:
-            out_td.addcmul_(part_td.to(wide), weights_tk[:, k, None].to(wide))
-    return out_td.to(rows_rd.dtype)
+def _of_slots(values_r: Tensor, order: ExpertOrder) -> Tensor:
+    """The value of each slot's row, [T, K]; 0 for slots without one."""
+    values_s = values_r.new_zeros(order.row_tk.numel())
+    return values_s.index_copy_(0, order.pair_r, values_r).view(order.row_tk.shape)
 
 
 def _row_dots(left_rn: Tensor, right_rn: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ def experts(
     lora: ExpertLora | None = None,
     adapter_t: Tensor | None = None,
     recompute: bool = False,
+    num_rows: int | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Send each token through its experts and add up their weighted outputs (spec section 2.2).
@@ -45,19 +46,21 @@ def experts(
         gate_up_eid: [E, 2n, d] stacked weights, rows 0..n-1 gate, n..2n-1 up. A quantised stack is frozen; it is dequantised to the type of
             ``hidden_td``, one expert at a time, forward and backward.
         down_edn: [E, d, n] stacked weights, quantised or not, whatever the other stack is.
-        expert_ids_tk: int64 [T, K], each in 0..E-1, those of one token distinct or not.
+        expert_ids_tk: int64 [T, K], each in 0..E-1, those of one token distinct or not; or -1: no expert in this slot, which then adds
+            nothing, costs no product, and whose weight gets the gradient 0.
         weights_tk: [T, K] factors on the experts' outputs, of any floating type.
         lora: low-rank updates of the stacks. These, stacks that are not quantised and ``hidden_td`` have one type.
         adapter_t: int64 [T], where ``lora`` holds several adapters: the one of each token, -1 for none.
         recompute: keep the input only, 2d bytes per token in bf16, and compute the pre-activation again in the backward pass, for two
-            thirds of the forward's products; otherwise 2d + 4Kn bytes are kept.
+            thirds of the forward's products; otherwise 2d + 4n bytes for each of a token's experts are kept.
+        num_rows: how many slots have an expert, where the caller knows. Triton does not wait to learn it: without it there is room for T*K.
         backend: ``auto`` takes Triton on a GPU; on a CPU the compiled kernels, or plain torch where there is no compiler.
 
     Returns:
         [T, d] in the type of ``hidden_td``; differentiable in hidden, weights, stacks that are not quantised, and the LoRA tensors.
 
     Raises:
-        ValueError: shapes or types that do not fit, an expert id out of range, or an unknown backend.
+        ValueError: shapes or types that do not fit, an expert id out of range, a wrong ``num_rows`` (on a CPU), or an unknown backend.
     """
     _check_shapes(hidden_td, gate_up_eid, down_edn, expert_ids_tk, weights_tk)
     _check_lora(gate_up_eid.shape, down_edn.shape, lora, hidden_td.dtype)
@@ -76,7 +79,7 @@ def experts(
         from ms4_kernels.moe.triton.experts import experts_triton  # Triton is optional
 
         implementation = experts_triton
-    return implementation(*arguments, adapter_t=adapter_t, recompute=recompute)
+    return implementation(*arguments, adapter_t=adapter_t, recompute=recompute, num_rows=num_rows)
 
 
 @cache

@@ -5,7 +5,7 @@ products, SwiGLU, low-rank updates, dequantisation. Saved are X and H only, H in
 order whatever the number of threads and whatever else is in the batch, so a token's result does not depend on its neighbours.
 Exercise it: ``pytest tests/kernels/ms4_kernels/moe/test_native.py``.
 
-Shape suffixes: t tokens, k experts per token, e experts, r = t*k sorted rows, d hidden, n expert width, i = 2n.
+Shape suffixes: t tokens, k experts per token, e experts, r sorted rows, d hidden, n expert width, i = 2n.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class _Options(NamedTuple):
     num_adapters: int
     recompute: bool
     saves: bool
+    num_rows: int | None
 
 
 def against(hidden_td: Tensor, gate_up_eid: Tensor | QuantisedWeight, down_edn: Tensor | QuantisedWeight, *others: Tensor | None) -> str:
@@ -59,6 +60,7 @@ def experts_native(
     *,
     adapter_t: Tensor | None = None,
     recompute: bool = False,
+    num_rows: int | None = None,
 ) -> Tensor:
     """Apply the experts. Arguments as for :func:`ms4_kernels.moe.experts`, of a kind that :func:`against` has nothing against."""
     lora = lora or ExpertLora()
@@ -66,7 +68,7 @@ def experts_native(
     differentiable = (hidden_td, weights_tk, *parameters)
     saves = torch.is_grad_enabled() and any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in differentiable)
     scales = (lora.gate_up_scale, lora.down_scale)
-    options = _Options(scales, lora.num_adapters if adapter_t is not None else 0, recompute, saves)
+    options = _Options(scales, lora.num_adapters if adapter_t is not None else 0, recompute, saves, num_rows)
     return _NativeExperts.apply(hidden_td, weights_tk, expert_ids_tk, adapter_t, options, *parameters)  # type: ignore[return-value]
 
 
@@ -85,7 +87,8 @@ class _NativeExperts(torch.autograd.Function):
     ) -> Tensor:
         gate_up = parameters[0]
         assert gate_up is not None
-        order = sort_by_expert(expert_ids_tk, gate_up.shape[0], adapter_t=adapter_t, num_adapters=options.num_adapters)
+        segments = {"adapter_t": adapter_t, "num_adapters": options.num_adapters, "num_rows": options.num_rows}
+        order = sort_by_expert(expert_ids_tk, gate_up.shape[0], **segments)
         num_rows = order.pair_r.numel()
         h_ri = hidden_td.new_empty(num_rows, gate_up.shape[1]) if options.saves and not options.recompute else None
         out_td = torch.empty(hidden_td.shape)
@@ -105,7 +108,9 @@ class _NativeExperts(torch.autograd.Function):
         needs_hidden, needs_weights, needed = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[5:]
         call = _native_call(hidden_td, weights_tk, ExpertOrder(pair_r, row_tk, ends_e, segment_ends_s), ctx.options, parameters)
         dhidden_td = torch.empty(hidden_td.shape) if needs_hidden else None
-        dweights_tk = torch.empty(weights_tk.shape) if needs_weights else None
+        # Slots without an expert have no row that would write their gradient.
+        room = torch.zeros if pair_r.numel() < row_tk.numel() else torch.empty
+        dweights_tk = room(weights_tk.shape) if needs_weights else None
         rows_rd = torch.empty(pair_r.numel(), hidden_td.shape[1]) if needs_hidden else None
         call.set(h=h_ri, dout=grad_outputs[0].float().contiguous(), rows_out=rows_rd, out=dhidden_td, drouting=dweights_tk)
         grads = call.make_grads(parameters, needed)

@@ -2,7 +2,7 @@
 
 Exercise it: ``pytest tests/kernels/ms4_kernels/moe/test_native_call.py``.
 
-Shape suffixes: t tokens, k experts per token, e experts, r = t*k sorted rows, d hidden, i = 2n.
+Shape suffixes: t tokens, k experts per token, e experts, r sorted rows, d hidden, i = 2n.
 """
 
 from __future__ import annotations

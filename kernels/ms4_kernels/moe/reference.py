@@ -29,7 +29,7 @@ def experts_reference(
 ) -> Tensor:
     """Compute ``out[t] = sum_k weights[t, k] * down_e(silu(gate_e x) * up_e x)`` with e = expert_ids[t, k].
 
-    Arguments as for :func:`ms4_kernels.moe.experts`; any floating type, fp64 included.
+    Arguments as for :func:`ms4_kernels.moe.experts`; any floating type, fp64 included. A slot of id -1 is in no expert's list.
     """
     lora = lora or ExpertLora()
     if adapter_t is not None:

@@ -1,6 +1,6 @@
 /* The experts operation on a CPU: forward and backward of all experts, one chunk of rows at a time.
 
-   Rows are (token, slot) pairs sorted by expert. A chunk is at most CHUNK rows of one expert (and of one adapter); its activations are held
+   Rows are (token, slot) pairs sorted by expert; a slot without one has no row. A chunk is at most CHUNK rows of one expert (and of one adapter); its activations are held
    with rows as the vector lanes, [feature][row], so that weights are read as they lie, in order, and never packed. Everything between the
    tokens and the experts' outputs happens inside a core's cache. Saved for the backward pass: H, the pre-activation, as one block
    [2n][rows] a chunk. No sum is made by two threads, so results do not depend on their number.
@@ -18,7 +18,7 @@ typedef struct {
     int32_t tokens, slots, experts, adapters, hidden, width, rank_up, rank_down, threads, half, recompute;
     float scale_up, scale_down;
     const float *x;                         /* [t, d] */
-    const int64_t *pair, *row;              /* [R] sorted pairs t * slots + k; [t, slots] the row of each pair */
+    const int64_t *pair, *row;              /* [R] sorted pairs t * slots + k; [t, slots] the row of each pair, or -1 */
     const int32_t *ends;                    /* [experts * (adapters + 1)], or [experts] without adapters axis */
     const float *routing;                   /* [t, slots] */
     Stack gate_up, down;                    /* [e, 2n, d], [e, d, n] */
@@ -28,6 +28,7 @@ typedef struct {
     float *out;                             /* [t, d] */
     /* backward only; a null gradient is not wanted */
     const float *dout;                      /* [t, d] */
+    /* what drouting holds for slots without a row is left alone */
     float *drouting, *dgate_up, *ddown, *da_up, *db_up, *da_down, *db_down;
     uint16_t *dgate_up_half, *ddown_half;   /* in the place of dgate_up and ddown for bf16 stacks */
 } Call;
@@ -166,21 +167,24 @@ static void forward_chunk(const Call *call, const Chunk *chunk, Scratch *s) {
     transpose(d, chunk->count, s->y, ld, 0, call->rows_out + (int64_t)chunk->first * d, d);
 }
 
-/* out[t] = sum over slots, in their order, of weight * row; rows without weights are added as they are. */
+/* out[t] = sum over slots with a row, in their order, of weight * row; rows without weights are added as they are. */
 static void combine(const Call *call, const float *weights) {
     int d = call->hidden, slots = call->slots;
 #pragma omp parallel for schedule(static) num_threads(call->threads)
     for (int t = 0; t < call->tokens; t++) {
         float *out = call->out + (int64_t)t * d;
-        if (slots == 0) memset(out, 0, 4 * (size_t)d);
+        int added = 0;
         for (int k = 0; k < slots; k++) {
-            const float *row = call->rows_out + call->row[(int64_t)t * slots + k] * d;
+            int64_t place = call->row[(int64_t)t * slots + k];
+            if (place < 0) continue;
+            const float *row = call->rows_out + place * d;
             float weight = weights ? weights[(int64_t)t * slots + k] : 1.0f;
-            if (k == 0)
+            if (added++ == 0)
                 for (int c = 0; c < d; c++) out[c] = weight * row[c];
             else
                 for (int c = 0; c < d; c++) out[c] += weight * row[c];
         }
+        if (added == 0) memset(out, 0, 4 * (size_t)d);
     }
 }
 

@@ -1,7 +1,7 @@
 """A stable counting sort of (token, slot) pairs by segment, in Triton, without atomics: count per block of pairs, add up, place.
 
 A pair's row is the first row of its segment, plus the pairs of that segment in earlier blocks, plus those before it in its own block. The
-segment after the last one takes the pairs whose expert or adapter is out of range, so that every pair has a row and every row a pair.
+segment after the last one takes the pairs without an expert, and with them those whose expert or adapter is out of range.
 Imported by ``sorting`` only where Triton runs. Exercise it: ``pytest tests/kernels/ms4_kernels/routing/test_sort_triton.py``.
 
 Shape suffixes: t tokens, k experts per token, e experts, s segments and the one for pairs out of range, b blocks, r rows or pairs of
@@ -76,10 +76,10 @@ def scan_kernel(counts, totals, num_blocks, num_segments, SCAN_BLOCKS: tl.conste
 
 @triton.jit
 def place_kernel(
-    ids, adapters, before, totals, ends, pairs, rows, num_pairs, num_experts, num_adapters, num_segments,
+    ids, adapters, before, totals, ends, pairs, rows, num_pairs, num_experts, num_adapters, num_segments, num_rows,
     TOP_K: tl.constexpr, HAS_ADAPTERS: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """Write the row of each pair, int64 [pairs], and the pair of each row, int64 [rows]."""
+    """Write the row of each pair, int64 [pairs], -1 for one without an expert, and the pair of each row, int64 [num_rows]."""
     block = tl.program_id(0)
     index_r = tl.arange(0, BLOCK_R)
     pair_r = block * BLOCK_R + index_r
@@ -90,11 +90,14 @@ def place_kernel(
     first_r = tl.load(ends + segment_r, mask=is_pair_r, other=0) - tl.load(totals + segment_r, mask=is_pair_r, other=0)
     before_r = tl.load(before + block.to(tl.int64) * num_segments + segment_r, mask=is_pair_r, other=0)
     row_r = first_r + before_r + rank_r
-    tl.store(rows + pair_r, row_r.to(tl.int64), mask=is_pair_r)
-    tl.store(pairs + row_r, pair_r.to(tl.int64), mask=is_pair_r)
+    has_expert_r = segment_r < num_segments - 1
+    tl.store(rows + pair_r, tl.where(has_expert_r, row_r, -1).to(tl.int64), mask=is_pair_r)
+    tl.store(pairs + row_r, pair_r.to(tl.int64), mask=is_pair_r & (row_r < num_rows))
 
 
-def sort_triton(expert_ids_tk: Tensor, num_experts: int, adapter_t: Tensor | None = None, num_adapters: int = 0) -> ExpertOrder:
+def sort_triton(
+    expert_ids_tk: Tensor, num_experts: int, adapter_t: Tensor | None = None, num_adapters: int = 0, num_rows: int | None = None
+) -> ExpertOrder:
     """Arguments and result as for :func:`ms4_kernels.routing.sort_by_expert`; nothing waits for the device.
 
     Raises:
@@ -106,7 +109,8 @@ def sort_triton(expert_ids_tk: Tensor, num_experts: int, adapter_t: Tensor | Non
     if adapter_t is None:
         num_adapters = 0
     segments = num_experts * (num_adapters + 1)
-    pairs_r = torch.empty(num_pairs, dtype=torch.int64, device=device)
+    num_rows = num_pairs if num_rows is None else min(num_rows, num_pairs)
+    pairs_r = torch.empty(num_rows, dtype=torch.int64, device=device)
     rows_tk = torch.empty(expert_ids_tk.shape, dtype=torch.int64, device=device)
     if num_pairs:
         ids_tk = expert_ids_tk.contiguous()
@@ -124,7 +128,7 @@ def sort_triton(expert_ids_tk: Tensor, num_experts: int, adapter_t: Tensor | Non
             count_kernel[num_blocks, segment_chunks](ids_tk, adapter_t, counts_bs, *sizes, **count_options)
             scan_kernel[-(-num_segments // SCAN_SEGMENTS),](counts_bs, totals_s, num_blocks, num_segments, **scan_options)
             all_ends_s = totals_s.cumsum(0, dtype=torch.int32)
-            place_kernel[num_blocks,](ids_tk, adapter_t, counts_bs, totals_s, all_ends_s, pairs_r, rows_tk, *sizes, **options)
+            place_kernel[num_blocks,](ids_tk, adapter_t, counts_bs, totals_s, all_ends_s, pairs_r, rows_tk, *sizes, num_rows, **options)
         ends_s = all_ends_s[:-1]
     else:
         ends_s = torch.zeros(segments, dtype=torch.int32, device=device)

@@ -53,6 +53,7 @@ def _sort() -> list[Specimen]:
         count, count_constants = pointers | sizes | {"counts": "*i32:16"}, constants | {"BLOCK_S": sort_triton.BLOCK_S}
         found.append(_specimen(f"count{label}", sort_triton.count_kernel, count, count_constants, not adapters))
         place = pointers | sizes | {"before": "*i32:16", "totals": "*i32:16", "ends": "*i32:16", "pairs": "*i64:16", "rows": "*i64:16"}
+        place |= {"num_rows": "i32:16"}
         found.append(_specimen(f"place{label}", sort_triton.place_kernel, place, constants, not adapters))
     scan = {"counts": "*i32:16", "totals": "*i32:16", "num_blocks": "i32", "num_segments": "i32"}
     blocks = {"SCAN_BLOCKS": sort_triton.SCAN_BLOCKS, "SCAN_SEGMENTS": sort_triton.SCAN_SEGMENTS}

@@ -136,7 +136,7 @@ def _kept_for_later(place: Workplace) -> Iterator[None]:
             yield
     except StorageError as error:
         kept = " The same command then goes on where this one stopped." if place.has_journal else ""
-        raise StorageError(error.message, file=error.file, fix=f"{error.fix or 'check the disk.'}{kept}") from error
+        raise type(error)(error.message, file=error.file, fix=f"{error.fix or 'check the disk.'}{kept}") from error
     except KeyboardInterrupt:
         if place.has_journal:
             _LOG.warning("interrupted: what is done is kept in %s; the same command goes on from there.", place.folder)

@@ -9,13 +9,14 @@ from torch import nn
 
 from ms4_train.model.quantised import is_quantised, num_parameters, quantised_bytes
 from ms4_train.weights.layouts.tables import Layout
+from ms4_train.weights.reading.shares import held_bytes
 
 _WORDS = {"fp8": "FP8", "nvfp4": "NVFP4"}
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all weights as they are held: parameters, and the codes and scales of quantised ones."""
-    return quantised_bytes(model) + sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    """Bytes of all weights as this process holds them: parameters, or its shares of them, and codes and scales of quantised ones."""
+    return quantised_bytes(model) + sum(held_bytes(parameter) for parameter in model.parameters())
 
 
 def base_weights_line(layout: Layout, model: nn.Module) -> str | None:

@@ -157,8 +157,11 @@ class Checkpoint:
         stored = self.stored[place.values]
         if place.is_permuted:
             assert self.config.vision is not None
-            hf_od = to_hf_rows(self.read_stored(place.values), self.config.vision.num_attention_heads)
-            return hf_od if rows is None else hf_od[slice(*rows)].clone()
+            a, b = rows if rows is not None else (0, piece.shape[0])
+            height = piece.shape[0] // self.config.vision.num_attention_heads  # rows change places within a head
+            first, last = a // height, -(-b // height)
+            hf_od = to_hf_rows(self.read_stored(place.values, rows=(first * height, last * height)), last - first)
+            return hf_od if rows is None else hf_od[a - first * height : b - first * height].clone()
         count = piece.shape[0] if rows is None else rows[1] - rows[0]
         if place.encoding == "plain":
             out = torch.empty((count, *piece.shape[1:]), dtype=DTYPES[stored.info.dtype])

@@ -2,8 +2,10 @@
 
 The model is built without memory, its parameters are made, and pieces are read into their places, dequantised on the way or kept as
 codes and scales; the peak is the model plus a chunk for each reading thread. With expert parallelism each process reads its own experts
-only; tower and projector are whole everywhere. Exercise it: ``pytest tests/ms4_train/weights/reading/test_loading.py``, and
-``test_loading_vision.py`` beside it.
+only; under ZeRO 3 of everything else its share, by rows (``shares``). Exercise it:
+``pytest tests/ms4_train/weights/reading/test_loading.py``, and ``test_loading_*.py`` beside it.
+
+Not covered: shares of weights that stay quantised; their codes are whole on every process, but for the experts of others.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from ms4_train.weights.layouts.detect import FamilyChoice
 from ms4_train.weights.layouts.pieces import Part, Piece
 from ms4_train.weights.layouts.tables import NVFP4_GROUP, Encoding
 from ms4_train.weights.reading.checkpoint import Checkpoint, Rows, open_checkpoint
+from ms4_train.weights.reading.shares import WHOLE, FlatShare, Sharing, put_share, stand_in
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -47,6 +50,7 @@ def load_model(
     softmax_scale: Literal["auto", "plain", "mscale"] = "auto",
     experts_backend: Backend = "auto",
     expert_range: Rows | None = None,
+    share: Sharing = WHOLE,
     family: FamilyChoice = "auto",
     dequantise: bool = True,
     vision: VisionChoice = "auto",
@@ -60,6 +64,8 @@ def load_model(
         softmax_scale: see ``read_model_config``.
         experts_backend: implementation of the experts operation.
         expert_range: read only experts [a, b) of each layer; the model then holds those alone, and needs an exchange to run.
+        share: read only this process's share of each parameter; the model then holds stand-ins, with the shares beside them (``shares``).
+            Weights that stay quantised are read whole.
         family: which files to read where the folder holds Hugging Face's and Mistral's.
         dequantise: False keeps FP8 and NVFP4 weights as codes and scales, frozen; they are dequantised where they are used.
         vision: ``skip`` leaves tower and projector out, for what never sees an image; one warning counts their tensors.
@@ -81,7 +87,7 @@ def load_model(
     if vision == "skip":
         _warn_of_vision(checkpoint)
     model = empty_model(config, experts_backend, vision=checkpoint.config.vision if vision == "auto" else None)
-    fill = _Fill(checkpoint, model, dtype, expert_range, keep_quantised=not dequantise)
+    fill = _Fill(checkpoint, model, dtype, expert_range, share, keep_quantised=not dequantise)
     fill.read(progress)
     fill.put()
     if expert_range is not None:
@@ -121,26 +127,35 @@ class _Fill:
     """The memory of a model and the reading into it."""
 
     def __init__(
-        self, checkpoint: Checkpoint, model: Mistral4ForCausalLM, dtype: torch.dtype, expert_range: Rows | None, *, keep_quantised: bool
+        self,
+        checkpoint: Checkpoint,
+        model: Mistral4ForCausalLM,
+        dtype: torch.dtype,
+        expert_range: Rows | None,
+        sharing: Sharing,
+        *,
+        keep_quantised: bool,
     ) -> None:
         self.checkpoint = checkpoint
         self.model = model
         self.dtype = dtype
+        self.is_shared = sharing != WHOLE
         self.first, self.stop = expert_range or (0, checkpoint.config.text.n_routed_experts)
         self.pieces = [piece for piece in checkpoint.pieces().values() if self._is_mine(piece)]
         # The native layout scaled gate and up apart; Hugging Face's fused them.
         self.gate_up_groups = 1 if checkpoint.layout.is_hf else 2
         encodings: dict[str, Encoding] = {self._target(piece).parameter: checkpoint.place(piece).encoding for piece in self.pieces}
-        self.plain: dict[str, Tensor] = {}
+        self.plain: dict[str, FlatShare] = {}
         self.kept: dict[str, _Kept] = {}
         for name, parameter in model.named_parameters():
             shape = tuple(parameter.shape)
-            if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            is_expert = name.endswith(("experts.gate_up_proj", "experts.down_proj"))
+            if is_expert:
                 shape = (self.stop - self.first, *shape[1:])
             if keep_quantised and encodings[name] != "plain":
                 self.kept[name] = self._empty_kept(shape, encodings[name], is_pair=name.endswith("gate_up_proj"))
             else:
-                self.plain[name] = torch.empty(shape, dtype=dtype)
+                self.plain[name] = sharing.empty(shape, dtype, is_expert=is_expert)
 
     def read(self, progress: Progress | None) -> None:
         """Read every piece into its place, in the order of the disk, in chunks."""
@@ -160,8 +175,11 @@ class _Fill:
 
     def put(self) -> None:
         """Give the memory to the model."""
-        for name, tensor in self.plain.items():
-            put_parameter(self.model, name, tensor)
+        for name, held in self.plain.items():
+            if self.is_shared:
+                put_share(put_parameter(self.model, name, stand_in(held.shape, self.dtype)), held)
+            else:
+                put_parameter(self.model, name, held.values.view(held.shape))
         for name, kept in self.kept.items():
             if kept.block_scale is None:
                 put_quantised(self.model, name, Fp8Weight(kept.codes, kept.scale), self.dtype)
@@ -203,11 +221,34 @@ class _Fill:
         return self._span(piece)[:2]
 
     def _chunks(self, piece: Piece) -> list[Rows]:
+        """The rows to read, in runs: those that lie in the share as a whole, and alone the rows at its ends that are shared out."""
+        target = self._target(piece)
+        if target.parameter in self.kept:
+            return self._runs(piece, 0, piece.shape[0])
+        first, width = self._first_value(piece, target), piece.numel // piece.shape[0]
+        start, stop = (value - first for value in self.plain[target.parameter].overlap(first, first + piece.numel))
+        if start == stop:
+            return []
         if self.checkpoint.place(piece).is_permuted:
-            return [(0, piece.shape[0])]  # each read of a part would read the whole; these are small (1024 x 1024 in the release)
+            return [(start // width, -(-stop // width))]  # whole heads are read for any of their rows; these are small (2 MB in the release)
+        inner_start, inner_stop = -(-start // width), stop // width
+        if inner_start > inner_stop:  # a part of one row
+            return [(inner_stop, inner_start)]
+        before = [(inner_start - 1, inner_start)] if start % width else []
+        after = [(inner_stop, inner_stop + 1)] if stop % width else []
+        return [*before, *self._runs(piece, inner_start, inner_stop), *after]
+
+    def _runs(self, piece: Piece, start: int, stop: int) -> list[Rows]:
         row_bytes = max(1, piece.numel // piece.shape[0] * max(self.dtype.itemsize, self.checkpoint.dtype.itemsize))
         step = max(1, CHUNK_BYTES // row_bytes)
-        return [(start, min(start + step, piece.shape[0])) for start in range(0, piece.shape[0], step)]
+        return [(first, min(first + step, stop)) for first in range(start, stop, step)]
+
+    def _first_value(self, piece: Piece, target: _Target) -> int:
+        """Where a piece begins in its flattened parameter."""
+        if target.index is None:
+            return 0
+        stack, width = self.plain[target.parameter].shape, piece.shape[1]
+        return (target.index * stack[1] + target.first_row) * width
 
     def _stored_bytes(self, piece: Piece, rows: Rows) -> int:
         _, start, stop = self._span(piece)
@@ -218,13 +259,24 @@ class _Fill:
         target = self._target(piece)
         kept = self.kept.get(target.parameter)
         if kept is None:
-            self.checkpoint.read_into(piece, _rows_of(self.plain[target.parameter], target, rows), rows)
+            self._read_values(piece, self.plain[target.parameter], self._first_value(piece, target), rows)
             return
         blocks = None if kept.block_scale is None else _rows_of(kept.block_scale, target, rows)
         self.checkpoint.read_codes(piece, _rows_of(kept.codes, target, rows), blocks, rows=rows)
         scale = self.checkpoint.weight_scale(piece)
         assert scale is not None
         (kept.scale if target.index is None else kept.scale[target.index])[target.group] = scale
+
+    def _read_values(self, piece: Piece, held: FlatShare, first: int, rows: Rows) -> None:
+        width, shape = piece.numel // piece.shape[0], (rows[1] - rows[0], *piece.shape[1:])
+        begin, end = first + rows[0] * width, first + rows[1] * width
+        start, stop = held.overlap(begin, end)
+        if (start, stop) == (begin, end):
+            self.checkpoint.read_into(piece, held.view(begin, end).view(shape), rows)
+            return
+        row = torch.empty(shape, dtype=self.dtype)
+        self.checkpoint.read_into(piece, row, rows)
+        held.view(start, stop).copy_(row.view(-1)[start - begin : stop - begin])
 
 
 def _rows_of(tensor: Tensor, target: _Target, rows: Rows) -> Tensor:
@@ -251,10 +303,12 @@ def expected_shapes(config: TextConfig, vision: VisionConfig | None = None) -> d
     return {name: tuple(parameter.shape) for name, parameter in empty_model(config, vision=vision).named_parameters()}
 
 
-def put_parameter(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Replace a parameter by a new one that holds ``tensor``."""
+def put_parameter(model: nn.Module, name: str, tensor: Tensor) -> nn.Parameter:
+    """Replace a parameter by a new one that holds ``tensor``, and return it."""
     owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
+    parameter = nn.Parameter(tensor)
+    setattr(model.get_submodule(owner), leaf, parameter)
+    return parameter
 
 
 def first_expert(experts: nn.Module) -> int:

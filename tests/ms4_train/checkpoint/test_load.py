@@ -1,19 +1,21 @@
 """Loading: bit-exact, across numbers of ranks, and never from a damaged folder."""
 
 import contextlib
+import itertools
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
-from support.run_state import assert_same_state, exported, small_engine, train_small
+from support.run_state import assert_same_state, exported, save_now, small_engine, train_small
 
 from ms4_train.checkpoint.load import find_saved_run, restart_after
-from ms4_train.checkpoint.manifest import FileSum, canonical_json, write_manifest
-from ms4_train.checkpoint.save import save_run_state
+from ms4_train.checkpoint.manifest import FileSum, Manifest, canonical_json, write_manifest, write_synced
+from ms4_train.checkpoint.part import HeldPart, write_part
 from ms4_train.errors import CheckpointError
-from ms4_train.parallel import Mesh, ParameterState
+from ms4_train.parallel import Mesh
 
 
 @contextlib.contextmanager
@@ -27,7 +29,7 @@ def warned(caplog, pattern):
 
 
 def save(root, engine, step, keep=3):
-    return save_run_state(root, engine, step=step, state={"loader": {"row": step}}, expected_bytes=0, keep=keep)
+    return save_now(root, engine, step, {"loader": {"row": step}}, keep=keep)
 
 
 def trained_root(tmp_path, steps=(1, 2)):
@@ -76,40 +78,24 @@ def test_without_the_random_state_the_run_differs(tmp_path):
 
 
 def split_over_ranks(root, engine, cuts):
-    """The same state as several ranks would have saved it: each owns some rows of ``first``, the last one the rest."""
-    borders = [0, *cuts, 6]
-
-    class Part:
-        def __init__(self, rank):
-            self.mesh, self.model, self.rank = Mesh(), engine.model, rank
-
-        def export_state(self):
-            for state in engine.export_state():
-                if state.name == "first":
-                    start, stop = borders[self.rank], borders[self.rank + 1]
-                    rows = {kind: tensor[start:stop] for kind, tensor in state.tensors.items()}
-                    yield ParameterState("first", state.full_shape, start, rows, state.step, is_owner=True)
-                else:
-                    yield ParameterState(state.name, state.full_shape, 0, state.tensors, state.step, is_owner=self.rank == 0)
-
-    from ms4_train.checkpoint import save as save_module
-
+    """The same state as several ranks would have saved it: rank r holds the values between two cuts of every parameter."""
     folder = root / "step-000005"
     folder.mkdir(parents=True)
     files = {}
-    for rank in range(len(borders) - 1):
-        part = save_module._PartWriter(folder, rank, 1 << 20)
-        for state in Part(rank).export_state():
-            if state.is_owner:
-                part.add(state)
-        files.update(part.finish())
-    files["state.json"] = save_module.write_synced(
-        folder / "state.json", canonical_json({"step": 5, "world_size": len(borders) - 1, "loader": {}})
-    )
-    write_manifest(folder, 5, files)
+    for rank, (start, stop) in enumerate(itertools.pairwise([0, *cuts, 24])):
+        part = HeldPart.copy_of(engine)
+        pieces = []
+        for piece in part.pieces:
+            tensors = {kind: tensor[start:stop] for kind, tensor in piece.tensors.items()}
+            if tensors["weight"].numel():
+                pieces.append(replace(piece, start=start, tensors=tensors))
+        files |= write_part(folder, replace(part, rank=rank, pieces=pieces))
+    state = {"step": 5, "world_size": len(cuts) + 1, "loader": {}}
+    files["state.json"] = write_synced(folder / "state.json", canonical_json(state))
+    write_manifest(folder, Manifest(5, files))
 
 
-@pytest.mark.parametrize("cuts", [[2], [1, 3], [3, 4, 5]])
+@pytest.mark.parametrize("cuts", [[2], [1, 3], [3, 4, 5], [17, 23]])
 def test_pieces_of_several_ranks_make_the_whole(tmp_path, cuts):
     engine = small_engine(steps=2)
     split_over_ranks(tmp_path, engine, cuts)
@@ -255,13 +241,29 @@ def test_other_parameters_are_refused_by_name(tmp_path):
 def test_a_state_file_without_its_keys_is_refused(tmp_path):
     root, _ = trained_root(tmp_path, steps=(1,))
     folder = root / "step-000001"
-    manifest = json.loads((folder / "MANIFEST.json").read_text())
+    files = {name: FileSum(**item) for name, item in json.loads((folder / "MANIFEST.json").read_text())["files"].items()}
     (folder / "state.json").unlink()
     (folder / "MANIFEST.json").unlink()
-    from ms4_train.checkpoint.manifest import write_synced
-
-    files = {name: FileSum(**item) for name, item in manifest["files"].items()}
     files["state.json"] = write_synced(folder / "state.json", b'{"step":1}')
-    write_manifest(folder, 1, files)
+    write_manifest(folder, Manifest(1, files))
     with pytest.raises(CheckpointError, match="world_size"):
         find_saved_run(root, "auto", Mesh())
+
+
+def test_a_checkpoint_of_format_1_is_refused_and_stays(tmp_path):
+    root, _ = trained_root(tmp_path, steps=(1,))
+    old = {"format": "ms4-run-state", "version": 1, "step": 2, "files": {}}
+    (root / "step-000002").mkdir()
+    (root / "step-000002" / "MANIFEST.json").write_bytes(canonical_json(old))
+    with pytest.raises(CheckpointError, match=r"step-000002/MANIFEST\.json: the checkpoint is of format version 1; .* Fix: go on with"):
+        find_saved_run(root, "auto", Mesh())
+    assert sorted(path.name for path in root.iterdir()) == ["step-000001", "step-000002"]
+
+
+def test_another_shape_is_refused_before_anything_changes(tmp_path):
+    root, _ = trained_root(tmp_path)
+    engine = small_engine(width=7)
+    before = exported(engine)
+    with pytest.raises(CheckpointError, match=r"first is \[6, 4\] in it; this run has \[7, 4\]"):
+        find_saved_run(root, "auto", Mesh()).restore(engine, seed=0)
+    assert_same_state(exported(engine), before)

@@ -1,17 +1,31 @@
 """The manifest finds every changed bit, in the files and in itself."""
 
+import hashlib
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ms4_train.checkpoint.manifest import FileSum, canonical_json, verify_folder, write_manifest, write_synced
+from ms4_train.checkpoint.manifest import (
+    FileSum,
+    Manifest,
+    OtherVersionError,
+    canonical_json,
+    files_of_rank,
+    read_manifest,
+    verify_folder,
+    write_manifest,
+    write_synced,
+)
 from ms4_train.errors import CheckpointError
 
 
 def make(folder, step=4):
     folder.mkdir()
     files = {name: write_synced(folder / name, data) for name, data in {"a.bin": b"hello world", "b.json": b"{}"}.items()}
-    write_manifest(folder, step, files)
+    mesh = {"world_size": 2, "expert_parallel_size": 1, "zero_stage": 2}
+    write_manifest(folder, Manifest(step, files, mesh, "ab" * 32, {"torch": "2.13.0", "deepspeed": None}))
     return folder
 
 
@@ -23,13 +37,13 @@ def test_whole_folder_verifies(tmp_path):
     assert verify_folder(folder) == 4
 
 
-def test_every_single_bit_is_covered(tmp_path):
+def test_changed_bits_are_found_everywhere(tmp_path):
     folder = make(tmp_path / "c")
     flips = 0
     for path in folder.iterdir():
         original = path.read_bytes()
         for position in range(len(original)):
-            for bit in range(0, 8, 1 if path.name == "MANIFEST.json" else 3):
+            for bit in range(position % 2, 8, 2 if path.name == "MANIFEST.json" else 3):
                 changed = bytearray(original)
                 changed[position] ^= 1 << bit
                 path.write_bytes(changed)
@@ -45,8 +59,8 @@ def test_every_single_bit_is_covered(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(format="other"), "not of format"),
-        (lambda m: m.update(version=2), "not of format"),
+        (lambda m: m.update(format="other"), "not in the form"),
+        (lambda m: m.update(version="2"), "its own sum is wrong"),
         (lambda m: m.update(extra=1), "not in the form"),
         (lambda m: m["files"].update({"../a.bin": m["files"]["a.bin"]}), "not a file of this folder"),
         (lambda m: m["files"].update({"absent": m["files"]["a.bin"]}), "missing"),
@@ -59,9 +73,63 @@ def test_other_contents_are_refused(tmp_path, change, message):
     folder = make(tmp_path / "c")
     content = json.loads((folder / "MANIFEST.json").read_text())
     change(content)
-    (folder / "MANIFEST.json").write_bytes(canonical_json(content))
+    rewrite(folder, content, mend="own sum" not in message)
     with pytest.raises(CheckpointError, match=message):
         verify_folder(folder)
+
+
+def rewrite(folder, content, mend=True):
+    """Write a changed manifest; with ``mend``, as if it had been written so."""
+    if mend:
+        content["manifest_sha256"] = hashlib.sha256(
+            canonical_json({key: value for key, value in content.items() if key != "manifest_sha256"})
+        ).hexdigest()
+    (folder / "MANIFEST.json").write_bytes(canonical_json(content))
+
+
+def test_another_version_is_told_from_damage(tmp_path):
+    """Its own sum proves that the number was written so; without that, a changed number is damage."""
+    folder = make(tmp_path / "c")
+    content = json.loads((folder / "MANIFEST.json").read_text())
+    content["version"] = 3
+    rewrite(folder, content, mend=False)
+    with pytest.raises(CheckpointError, match="damaged"):
+        verify_folder(folder)
+    rewrite(folder, content)
+    with pytest.raises(OtherVersionError, match="format version 3; this program reads version 2"):
+        verify_folder(folder)
+
+
+def test_what_it_says_of_the_run_comes_back(tmp_path):
+    manifest = read_manifest(make(tmp_path / "c"))
+    assert manifest.mesh == {"world_size": 2, "expert_parallel_size": 1, "zero_stage": 2}
+    assert (manifest.step, manifest.configuration_sha256) == (4, "ab" * 32)
+    assert manifest.versions == {"torch": "2.13.0", "deepspeed": None}
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=3), st.integers(0, 100), max_size=12), st.integers(1, 5))
+def test_ranks_share_out_the_files(sizes, ranks):
+    files = {name: FileSum("", size) for name, size in sizes.items()}
+    shares = [files_of_rank(files, rank, ranks) for rank in range(ranks)]
+    assert sorted(name for share in shares for name in share) == sorted(files)
+    loads = [sum(item.bytes for item in share.values()) for share in shares]
+    assert max(loads) - min(loads) <= max(sizes.values(), default=0)
+
+
+def test_a_failed_write_gives_its_space_back(tmp_path):
+    def proceed(count):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_synced(tmp_path / "a", b"abc", proceed=proceed)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_are_one_file(tmp_path):
+    whole = bytes(range(256)) * 40000
+    item = write_synced(tmp_path / "a", whole[:7], memoryview(whole)[7:9_000_000], whole[9_000_000:])
+    assert (tmp_path / "a").read_bytes() == whole
+    assert item == FileSum(hashlib.sha256(whole).hexdigest(), len(whole))
 
 
 def test_a_link_is_not_a_file(tmp_path):

@@ -1,148 +1,304 @@
-"""Saving: what a committed folder holds, what a full disk leaves behind, when older checkpoints go."""
+"""Saving: what a committed folder holds, what runs on meanwhile, what a failure leaves behind, when older checkpoints go."""
 
+import hashlib
 import json
+import logging
 import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.run_state import exported, small_engine, train_small
+from support.run_state import assert_same_state, exported, save_now, saver, small_engine, train_small
 
+from ms4_train.checkpoint import find_saved_run, part
 from ms4_train.checkpoint import save as save_module
-from ms4_train.checkpoint.manifest import verify_folder
-from ms4_train.checkpoint.save import checkpoint_bytes, save_run_state
-from ms4_train.errors import StorageError
-from ms4_train.parallel import ParameterState
+from ms4_train.checkpoint.manifest import canonical_json, read_manifest, verify_folder
+from ms4_train.checkpoint.save import checkpoint_bytes
+from ms4_train.errors import CheckpointError, DiskFullError, NotFiniteError, StorageError, TrainingError
+from ms4_train.parallel import Mesh
+from ms4_train.training.stop import TrainingInterruptedError
 
 REPOSITORY = Path(__file__).parents[3]
 
 
-def save(root, engine, step, **keys):
-    return save_run_state(root, engine, step=step, state={"loader": {"row": 7}}, **{"expected_bytes": 0, "keep": 2, **keys})
+def names(root):
+    return sorted(path.name for path in root.iterdir())
+
+
+def settle(made):
+    """What the loop does at the end of every step."""
+    made.settle([made.status()])
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """The writer waits for this event before its first file."""
+    opened, write = threading.Event(), part.write_synced
+
+    def waiting(path, *parts, **keys):
+        assert opened.wait(20)
+        return write(path, *parts, **keys)
+
+    monkeypatch.setattr(part, "write_synced", waiting)
+    yield opened
+    opened.set()
+
+
+def fail_with(monkeypatch, error, times=1):
+    """The writer raises instead of writing its first file, ``times`` times."""
+    write, left = part.write_synced, [times]
+
+    def failing(path, *parts, **keys):
+        if left[0]:
+            left[0] -= 1
+            raise error
+        return write(path, *parts, **keys)
+
+    monkeypatch.setattr(part, "write_synced", failing)
 
 
 def test_folder_holds_every_parameter_with_its_moments(tmp_path):
     engine = small_engine(steps=2)
-    folder = save(tmp_path / "checkpoints", engine, 2)
+    folder = save_now(tmp_path / "checkpoints", engine, 2, {"loader": {"row": 7}})
     assert folder.name == "step-000002"
     assert verify_folder(folder, 2) == 2
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "MANIFEST.json",
-        "rank-00000-000.safetensors",
-        "rank-00000.json",
-        "state.json",
-    ]
+    assert names(folder) == ["MANIFEST.json", "rank-00000-000.safetensors", "rank-00000.json", "state.json"]
     tensors = load_file(folder / "rank-00000-000.safetensors")
     expected = exported(engine)
-    assert set(tensors) == {f"{kind}:{name}" for name in expected for kind in ("weight", "exp_avg", "exp_avg_sq")}
-    assert all(torch.equal(tensors[f"{kind}:{name}"], tensor) for name, (kinds, _) in expected.items() for kind, tensor in kinds.items())
+    assert set(tensors) == {f"{kind}:{name}@0" for name in expected for kind in ("weight", "exp_avg", "exp_avg_sq")}
+    assert all(torch.equal(tensors[f"{kind}:{name}@0"], tensor) for name, (kinds, _) in expected.items() for kind, tensor in kinds.items())
     state = json.loads((folder / "state.json").read_text())
-    assert state == {"step": 2, "world_size": 1, "loader": {"row": 7}}
-
-
-def test_small_shards_bound_the_memory(tmp_path):
-    folder = save(tmp_path, small_engine(steps=1), 1, shard_bytes=1)
-    assert len(list(folder.glob("*.safetensors"))) == 3
+    mesh = {"world_size": 1, "expert_parallel_size": 1, "zero_stage": 0}
+    assert state == {"step": 2, "world_size": 1, "mesh": mesh, "config": {"recipe": "small"}, "loader": {"row": 7}}
+    manifest = read_manifest(folder)
+    assert (manifest.mesh, manifest.versions["torch"]) == (mesh, torch.__version__)
+    assert manifest.configuration_sha256 == hashlib.sha256(canonical_json({"recipe": "small"})).hexdigest()
 
 
 def test_modes_follow_the_umask(tmp_path):
     old = os.umask(0o027)
     try:
-        folder = save(tmp_path, small_engine(steps=1), 1)
+        folder = save_now(tmp_path, small_engine(steps=1), 1)
     finally:
         os.umask(old)
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o640}
+
+
+def test_training_goes_on_while_the_old_values_are_written(tmp_path, gate):
+    engine = small_engine(steps=1)
+    old = exported(engine)
+    with saver(tmp_path, engine) as made:
+        state = {"loader": {"row": 1}}
+        folder = made.save(1, state)
+        settle(made)
+        assert not folder.exists()
+        train_small(engine, 3)
+        state["loader"]["row"] = 2
+        gate.set()
+        made.finish()
+    other = small_engine(seed=5)
+    saved = find_saved_run(tmp_path, "auto", Mesh())
+    saved.restore(other, seed=0)
+    assert_same_state(exported(other), old)
+    assert saved.state["loader"] == {"row": 1}
+
+
+def test_without_a_copy_the_new_values_would_be_written(tmp_path, gate, monkeypatch):
+    """Negative control of the test above."""
+    monkeypatch.setattr(part, "_on_host", lambda tensor: tensor)
+    engine = small_engine(steps=1)
+    old = exported(engine)
+    with saver(tmp_path, engine) as made:
+        made.save(1, {})
+        train_small(engine, 3)
+        gate.set()
+    other = small_engine(seed=5)
+    find_saved_run(tmp_path, "auto", Mesh()).restore(other, seed=0)
+    with pytest.raises(AssertionError):
+        assert_same_state(exported(other), old)
+
+
+def test_a_second_save_waits_for_the_first(tmp_path, gate):
+    engine = small_engine(steps=1)
+    with saver(tmp_path, engine) as made:
+        made.save(1, {})
+        threading.Timer(0.2, gate.set).start()
+        made.save(2, {})
+        assert names(tmp_path)[-1] == "step-000001"
+        made.finish()
+        assert names(tmp_path) == ["step-000001", "step-000002"]
 
 
 def test_older_checkpoints_go_after_the_commit(tmp_path, monkeypatch):
     engine = small_engine()
     for step in (1, 2):
         train_small(engine, 1)
-        save(tmp_path, engine, step)
+        save_now(tmp_path, engine, step)
     seen = []
-
-    def spy(root, keep):
-        seen.append(sorted(path.name for path in root.iterdir()))
-
-    monkeypatch.setattr(save_module, "prune", spy)
-    save(tmp_path, engine, 3)
+    monkeypatch.setattr(save_module, "prune", lambda root, keep: seen.append(names(root)))
+    save_now(tmp_path, engine, 3)
     assert seen == [["step-000001", "step-000002", "step-000003"]]
     monkeypatch.undo()
-    save(tmp_path, engine, 4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000003", "step-000004"]
+    save_now(tmp_path, engine, 4)
+    assert names(tmp_path) == ["step-000003", "step-000004"]
 
 
 def test_a_committed_step_is_not_written_again(tmp_path):
     engine = small_engine(steps=1)
-    before = save(tmp_path, engine, 1).stat().st_ino
-    assert save(tmp_path, engine, 1).stat().st_ino == before
+    before = save_now(tmp_path, engine, 1).stat().st_ino
+    assert save_now(tmp_path, engine, 1).stat().st_ino == before
 
 
 def test_space_is_checked_first(tmp_path):
-    engine = small_engine(steps=1)
-    with pytest.raises(StorageError, match="bytes are free"):
-        save(tmp_path, engine, 1, expected_bytes=1 << 62)
+    with pytest.raises(DiskFullError, match="bytes are free"):
+        save_now(tmp_path, small_engine(steps=1), 1, expected_bytes=1 << 62)
     assert list(tmp_path.iterdir()) == []
     assert checkpoint_bytes(1000) > 12_000
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (OSError(28, "No space left on device"), DiskFullError, "the disk is full"),
+        (OSError(5, "Input/output error"), StorageError, "cannot be written"),
+        (ValueError("unexpected"), CheckpointError, "ValueError: unexpected"),
+        (SystemExit(0), CheckpointError, "SystemExit"),
+    ],
+)
+def test_a_failure_in_the_background_is_raised_at_the_end_of_the_next_step(tmp_path, monkeypatch, error, kind, message):
+    engine = small_engine(steps=1)
+    save_now(tmp_path, engine, 1)
+    fail_with(monkeypatch, error)
+    made = saver(tmp_path, engine)
+    made.save(2, {})
+    made._save.writer.wait()
+    with pytest.raises(kind, match=message) as caught:
+        settle(made)
+    assert caught.value.on_all_ranks
+    assert names(tmp_path) == ["step-000001"]
+    verify_folder(tmp_path / "step-000001", 1)
+    assert made.status() is None
+
+
+def test_a_thread_that_ends_without_a_word_is_a_failure(tmp_path, monkeypatch):
+    from ms4_train.checkpoint.writer import PartWriter
+
+    monkeypatch.setattr(PartWriter, "_run", lambda self, part: None)
+    made = saver(tmp_path, small_engine(steps=1))
+    made.save(1, {})
+    made._save.writer.wait()
+    with pytest.raises(CheckpointError, match="without a word"):
+        settle(made)
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_may_be_warned_about_but_the_newest_save_must_succeed(tmp_path, monkeypatch, caplog):
+    engine = small_engine(steps=1)
+    fail_with(monkeypatch, OSError(28, "No space left on device"))
+    with saver(tmp_path, engine, go_on=True) as made:
+        made.save(1, {})
+        made._save.writer.wait()
+        settle(made)
+        settle(made)
+        assert [record.levelno for record in caplog.records] == [logging.WARNING]
+        assert "the disk is full" in caplog.text
+        with pytest.raises(DiskFullError):
+            made.finish()
+        made.save(2, {})
+        made.finish()
+    assert names(tmp_path) == ["step-000002"]
+
+
+def test_only_storage_may_fail_without_ending_the_run(tmp_path, monkeypatch):
+    fail_with(monkeypatch, ValueError("unexpected"))
+    made = saver(tmp_path, small_engine(steps=1), go_on=True)
+    made.save(1, {})
+    made._save.writer.wait()
+    with pytest.raises(CheckpointError):
+        settle(made)
+
+
+@pytest.mark.parametrize(
+    ("error", "left"),
+    [
+        (NotFiniteError("the loss is nan.", value=float("nan")), ["step-000001"]),
+        (RuntimeError("a defect"), ["step-000001"]),
+        (TrainingInterruptedError(15, step=1), ["step-000001"]),
+        (TrainingInterruptedError(2), []),
+        (KeyboardInterrupt(), []),
+    ],
+)
+def test_a_save_in_flight_is_finished_or_removed_when_the_run_ends(tmp_path, gate, error, left):
+    """Finished after an error; removed where the process is to end at once. No thread stays."""
+    threading.Timer(0.1, gate.set).start()
+    made = saver(tmp_path, small_engine(steps=1))
+    made.save(1, {})
+    with pytest.raises(type(error)), made:
+        raise error
+    assert names(tmp_path) == left
+    assert all(thread.name != "run state writer" or not thread.is_alive() for thread in threading.enumerate())
+
+
+def test_where_one_rank_of_two_fails_alone_the_save_is_given_up(tmp_path, gate):
+    """The other rank cannot be asked, so nothing may be committed."""
+    engine = small_engine(steps=1)
+    made = saver(tmp_path, engine)
+    made.save(1, {})
+    made._mesh = Mesh(0, 2)
+    threading.Timer(0.1, gate.set).start()
+    with pytest.raises(TrainingError), made:
+        raise TrainingError("a row cannot be read.")
+    assert names(tmp_path) == []
 
 
 class FailingExport:
     """An engine whose second parameter cannot be copied from the device."""
 
-    def __init__(self, engine):
-        self.engine, self.mesh, self.model = engine, engine.mesh, engine.model
+    def __init__(self, engine, error):
+        self.engine, self.mesh, self.model, self.error = engine, engine.mesh, engine.model, error
 
     def export_state(self):
         for index, state in enumerate(self.engine.export_state()):
             if index == 1:
-                raise KeyboardInterrupt
+                raise self.error
             yield state
 
 
-def test_an_interrupted_save_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        save(tmp_path, FailingExport(small_engine(steps=1)), 1)
+@pytest.mark.parametrize(
+    ("error", "raised"), [(KeyboardInterrupt(), KeyboardInterrupt), (torch.OutOfMemoryError("no memory"), CheckpointError)]
+)
+def test_a_copy_that_fails_leaves_nothing(tmp_path, error, raised):
+    with pytest.raises(raised):
+        save_now(tmp_path, FailingExport(small_engine(steps=1), error), 1)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_another_rank_owns_is_not_written(tmp_path):
-    engine = small_engine(steps=1)
-
-    class Borrowed(FailingExport):
-        def export_state(self):
-            for state in self.engine.export_state():
-                owned = state.name != "second"
-                yield ParameterState(state.name, state.full_shape, state.offset, state.tensors, state.step, is_owner=owned)
-
-    folder = save(tmp_path, Borrowed(engine), 1)
-    assert set(json.loads((folder / "rank-00000.json").read_text())["parameters"]) == {"first", "scale"}
-
-
 FULL_DISK = """
+import shutil
 import sys
 from pathlib import Path
 sys.path[:0] = ["tests"]
-from support.run_state import small_engine
+from support.run_state import save_now, small_engine
 from ms4_train.checkpoint.manifest import verify_folder
-from ms4_train.checkpoint.save import save_run_state
-from ms4_train.errors import StorageError
+from ms4_train.errors import DiskFullError
 engine = small_engine(steps=1, width=4096)
 root = Path(sys.argv[1]) / "checkpoints"
 for filler in range(0, 640, 40):   # ballast in KiB: the disk fills in every file of the second checkpoint in turn
     for path in root.glob("*"):
-        import shutil; shutil.rmtree(path)
-    first = save_run_state(root, engine, step=1, state={}, expected_bytes=0, keep=1)
+        shutil.rmtree(path)
+    first = save_now(root, engine, 1, keep=1)
     ballast = root.parent / "ballast"
     ballast.write_bytes(b"x" * (filler << 10))
     try:
-        second = save_run_state(root, engine, step=2, state={"padding": "x" * 60000}, expected_bytes=0, keep=1)
+        second = save_now(root, engine, 2, {"padding": "x" * 60000}, keep=1)
         verify_folder(second, 2)
         print("saved")
-    except StorageError as error:
+    except DiskFullError as error:
         assert "full" in str(error) and "bytes are free" in str(error), error
         verify_folder(first, 1)
         assert [path.name for path in root.iterdir()] == ["step-000001"], list(root.iterdir())

@@ -4,9 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from support.run_state import small_engine
+from support.run_state import save_now, small_engine
 
-from ms4_train.checkpoint.save import save_run_state
 from ms4_train.storage import atomic_write_bytes
 
 
@@ -63,7 +62,7 @@ def require_safe_order(events, named: Path, folder: Path):
 
 def test_a_checkpoint_is_named_when_all_of_it_is_on_the_disk(tmp_path, events):
     root = tmp_path.resolve() / "checkpoints"
-    save_run_state(root, small_engine(), step=1, state={}, expected_bytes=0, keep=2)
+    save_now(root, small_engine(), 1)
     require_safe_order(events, root / ".tmp-step-000001", root)
     creates = [path.name for call, path in events if call == "create"]
     assert creates[-1] == "MANIFEST.json"
@@ -81,7 +80,7 @@ def test_a_single_file_is_named_when_it_is_on_the_disk(tmp_path, events):
 def test_without_the_flush_the_order_is_found_wrong(tmp_path, events):
     """The negative control: the same events without the flush of any one file or folder."""
     root = tmp_path.resolve() / "checkpoints"
-    save_run_state(root, small_engine(), step=1, state={}, expected_bytes=0, keep=2)
+    save_now(root, small_engine(), 1)
     flushed = {path for call, path in events if call == "fsync"}
     assert len(flushed) >= 5
     for path in flushed:

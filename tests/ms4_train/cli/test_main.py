@@ -15,7 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from ms4_train.cli.main import app, main
-from ms4_train.errors import MS4Error
+from ms4_train.errors import DiskFullError, MS4Error
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = [
@@ -117,7 +117,7 @@ def test_a_full_disk_under_standard_output_is_one_line():
         result = subprocess.run(
             [sys.executable, "-m", "ms4_train.cli", "config", "schema"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
-    assert result.returncode == 2
+    assert result.returncode == 75
     assert result.stderr.startswith("error: the disk is full")
     assert len(result.stderr.splitlines()) == 1
 
@@ -142,7 +142,8 @@ class Strange(MS4Error):
     [
         (MS4Error("it broke.", file="f", fix="mend it."), 2, "error: f: it broke. Fix: mend it.\n"),
         (Strange("odd."), 7, "error: odd.\n"),
-        (OSError(28, "No space left on device", "out/a"), 2, "error: out/a: the disk is full"),
+        (OSError(28, "No space left on device", "out/a"), 75, "error: out/a: the disk is full"),
+        (DiskFullError("the disk is full."), 75, "error: the disk is full.\n"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )

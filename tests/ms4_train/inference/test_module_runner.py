@@ -10,6 +10,7 @@ from support.checkpoints import randomise, relative_error
 from support.models import hf_twin, tiny_config, tiny_model
 from support.multimodal import IMG, cells_of, image_batch, random_pixels, sequence_ids, tiny_multimodal
 from support.quantised_models import KINDS, dequantised_twin, quantised_tiny
+from support.stay_home import StayHome
 from support.steps import Feeder, greedy, hidden_in_steps, paged_cache
 
 from ms4_train.adapters import adapter_tensors, attach
@@ -255,23 +256,18 @@ def test_an_adapter_that_is_attached_meanwhile_is_seen_by_the_next_step():
 def test_a_rank_without_pieces_takes_part_in_every_exchange():
     """Experts spread over ranks: a rank that has nothing to compute calls the exchange of each layer all the same, once per step."""
     model, ids = tiny_model(CONFIG), random_ids()
-    calls = []
-
-    def exchange(hidden_td, expert_ids_tk, weights_tk, compute):
-        calls.append(len(hidden_td))
-        return compute(hidden_td, expert_ids_tk, weights_tk)
-
+    exchange = StayHome()
     expected = {name: plain(model, tokens) for name, tokens in ids.items()}
     for layer in model.model.layers:
         layer.mlp.experts.exchange = exchange
     runner, feeder = opened(model, recorder=lambda compute: compute)
     assert runner._graphs is None  # the exchange reads counts on the host
     assert runner.run([]).shape == (0, 64)
-    assert calls == [0, 0]
+    assert [hidden[0] for hidden, _, _ in exchange.calls] == [0, 0]
     actual = hidden_in_steps(runner, feeder, ids, STEPS["late arrivals"])
     for name in ids:
         assert relative_error(actual[name], expected[name]) < EXACT
-    assert calls[2:6] == [30, 30, 5, 5]  # mixed pieces go in one pass
+    assert [hidden[0] for hidden, _, _ in exchange.calls[2:6]] == [30, 30, 5, 5]  # mixed pieces go in one pass
 
 
 @pytest.mark.parametrize(

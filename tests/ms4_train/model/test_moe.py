@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.models import hf_config, tiny_config
+from support.stay_home import StayHome
 from torch import nn
 
 from ms4_kernels.moe import ExpertLora
@@ -54,19 +55,24 @@ def test_router_logits_are_fp32_in_a_bf16_model():
     torch.testing.assert_close(weights_tk.double(), expected_tk, rtol=1e-5, atol=1e-5)  # bf16 logits would miss by 1e-2
 
 
-def test_exchange_gets_the_routing_and_the_local_experts(block):
+@pytest.mark.parametrize("whole_block", [True, False])
+def test_exchange_gets_the_routing_and_the_local_experts(block, whole_block):
     hidden_td = torch.randn(10, CONFIG.hidden_size)
-    expected_td = block(hidden_td)
-    calls = []
+    weights_tk, ids_tk = block.gate(hidden_td)
+    arguments = (hidden_td,) if whole_block else (hidden_td, ids_tk, weights_tk)
+    module = block if whole_block else block.experts
+    expected_td = module(*arguments)
+    exchange = block.experts.exchange = StayHome(rows=5)
+    torch.testing.assert_close(module(*arguments), expected_td, rtol=1e-5, atol=1e-5)  # fp32 products of other row counts
+    assert exchange.calls == [((10, CONFIG.hidden_size), (10, 2), (10, 2))]
 
-    def exchange(hidden, ids, weights, compute):
-        calls.append((hidden.shape, ids.shape, weights.shape))
-        first, second = compute(hidden[:4], ids[:4], weights[:4]), compute(hidden[4:], ids[4:], weights[4:])
-        return torch.cat((first, second))
 
-    block.experts.exchange = exchange
-    torch.testing.assert_close(block(hidden_td), expected_td, rtol=1e-5, atol=1e-5)  # fp32 products of other row counts
-    assert calls == [((10, CONFIG.hidden_size), (10, 2), (10, 2))]
+def test_tokens_under_way_are_awaited_when_the_shared_expert_fails(block):
+    exchange = block.experts.exchange = StayHome(rows=5)
+    block.shared_experts.down_proj.weight = nn.Parameter(torch.zeros(3, 3))
+    with pytest.raises(RuntimeError, match="shape"):
+        block(torch.randn(10, CONFIG.hidden_size))
+    assert exchange.calls[1:] == ["abandoned"]
 
 
 class StackLora(nn.Module):

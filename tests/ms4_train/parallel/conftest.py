@@ -10,9 +10,11 @@ from support.distributed import run_ranks
 
 HERE = Path(__file__).parent
 DEEPSPEED_CHECKS = (
-    "full resume lora frozen_experts checkpointing stage_1 stage_3 stage_3_lora stage_3_targets quantised stage_3_quantised "
-    "bf16 bf16_stage_1 data_parallel vision stage_3_vision stage_3_frozen_vision without_marks not_finite environment"
+    "matrix full resume lora frozen_experts checkpointing stage_1 stage_3 stage_3_lora stage_3_targets quantised stage_3_quantised "
+    "bf16 bf16_stage_1 odd_sizes data_parallel vision stage_3_vision stage_3_frozen_vision without_marks not_finite environment"
 )
+
+FOUR_RANK_CHECKS = "resume stage_1 stage_3 stage_3_lora bf16 odd_sizes"
 
 
 def _reports(base, worker, ranks, *arguments):
@@ -38,6 +40,13 @@ def light_report(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def exchange_reports(light_report, tmp_path_factory):
+    """Findings of ``support/exchange_checks.py`` on ranks that each hold a share of the experts, by number of ranks."""
+    four = _reports(tmp_path_factory.getbasetemp(), "exchange_worker.py", 4, "4")[1]
+    return {2: [report["exchange"] for report in light_report], 4: four}
+
+
+@pytest.fixture(scope="session")
 def _two_deepspeed_ranks(tmp_path_factory):
     return _reports(tmp_path_factory.getbasetemp(), "deepspeed_worker.py", 2, "2", *DEEPSPEED_CHECKS.split())
 
@@ -57,4 +66,4 @@ def deepspeed_report(_two_deepspeed_ranks):
 @pytest.fixture(scope="session")
 def four_rank_report(tmp_path_factory):
     """Findings on four ranks: two halves of the experts, each held twice."""
-    return _reports(tmp_path_factory.getbasetemp(), "deepspeed_worker.py", 4, "2", "resume")[1]
+    return _reports(tmp_path_factory.getbasetemp(), "deepspeed_worker.py", 4, "2", *FOUR_RANK_CHECKS.split())[1]

@@ -1,10 +1,9 @@
 """One rank of the DeepSpeed checks. ``run_ranks(deepspeed_worker.py, folder, names...)`` writes folder/RANK.json.
 
-Every check compares with ``LocalEngine`` in this same process, which takes the rows of all ranks; the main rank also leaves the state of
-two checks as safetensors, for one process to resume from.
+Every check compares with ``LocalEngine`` in this same process, which takes the rows of all ranks; the run state of two checks is left for
+one process to resume from.
 """
 
-import contextlib
 import copy
 import json
 import math
@@ -13,13 +12,17 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from matrix_worker import run_matrix
+from support.parallel_matrix import CONTROLS, CORE
 from support.parallel_runs import (
     TRAINING,
     compare_engines,
     compare_records,
+    everything_partitioned,
+    gathered_state,
     loss_sum,
     randomise_adapters,
+    reader,
     rows_of,
     run_steps,
     same_bits,
@@ -28,8 +31,10 @@ from support.parallel_runs import (
     stored_state,
 )
 from support.quantised_models import quantised_tiny
+from support.run_state import saver
 
 from ms4_kernels.native import linear as native_linear
+from ms4_train.checkpoint import find_saved_run
 from ms4_train.config.schema import AdapterSection, ParallelSection
 from ms4_train.errors import TrainingError
 from ms4_train.parallel import Mesh, deepspeed_setup, init_mesh, make_engine, shard_experts
@@ -71,24 +76,34 @@ def compared(mesh, steps, gradients=True, **options):
     return report, engine, model
 
 
-def save_state(mesh, folder, name, engine):
-    """What a checkpoint holds, as one file: NAME/kind -> tensor."""
-    stored = stored_state(engine)
-    if mesh.is_main:
-        save_file({f"{key}/{kind}": value.contiguous() for key, state in stored.items() for kind, value in state.items()}, folder / name)
+def save_state(folder, engine):
+    """A checkpoint of run state, for one process to go on from."""
+    with saver(folder, engine) as made:
+        made.save(5, {})
+
+
+def check_matrix(mesh, folder):
+    """Ten steps under each ZeRO stage against one process of plain torch."""
+    return run_matrix(mesh, folder, [*CORE, *CONTROLS])
 
 
 def check_full(mesh, folder):
-    """Five steps, state for one process, two steps more."""
+    """Five steps, state for one process and for another ZeRO stage, two steps more."""
     report, engine, model = compared(mesh, 5)
-    save_state(mesh, folder, "full.safetensors", engine)
+    save_state(folder / "full", engine)
+    stored = stored_state(engine)
+    with everything_partitioned():
+        other, _, _, _ = build(mesh, stage=3)
+        report["stage_3_before"] = same_bits(stored_state(other), stored)
+        find_saved_run(folder / "full", "auto", mesh).restore(other, seed=0)
+        report["stage_3_after"] = same_bits(stored_state(other), stored)
     report["continued"] = [record.loss for record in run_steps(engine, model, mesh.world_size, range(5, 7), gradients=False)]
     return report
 
 
 def check_lora(mesh, folder):
     report, engine, model = compared(mesh, 5, adapter=AdapterSection(**RANK, target_modules=ATTENTION, target_parameters=EXPERTS))
-    save_state(mesh, folder, "lora.safetensors", engine)
+    save_state(folder / "lora", engine)
     report["continued"] = [record.loss for record in run_steps(engine, model, mesh.world_size, range(5, 7), gradients=False)]
     return report
 
@@ -154,23 +169,6 @@ def check_stage_3_frozen_vision(mesh, folder):
         return compared(mesh, 2, stage=3, vision=True, adapter=adapter)[0]
 
 
-@contextlib.contextmanager
-def everything_partitioned():
-    """DeepSpeed keeps small parameters whole, and all of ours are small; take that away."""
-    config = deepspeed_setup.engine_config
-    off = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
-
-    def changed(*arguments, **options):
-        made = config(*arguments, **options)
-        return {**made, "zero_optimization": made["zero_optimization"] | off}
-
-    deepspeed_setup.engine_config = changed
-    try:
-        yield
-    finally:
-        deepspeed_setup.engine_config = config
-
-
 def check_bf16(mesh, folder):
     report, engine, model = compared(mesh, 2, gradients=False, dtype=torch.bfloat16)
     return with_resume(mesh, report, engine, model, dtype=torch.bfloat16)
@@ -212,7 +210,7 @@ def with_resume(mesh, report, engine, model, **options):
     fresh = stored_state(other)
     report["fresh_steps"] = sorted({int(state["step"]) for state in fresh.values()})
     list(run_steps(other, other_model, mesh.world_size, range(20, 21), gradients=False))
-    other.import_state(stored.__getitem__)
+    other.import_state(reader(stored))
     report["same_bits"] = same_bits(stored_state(other), stored)
     report["fresh_differs"] = not same_bits(fresh, stored)
     names = [name for name, _ in model.named_parameters()]
@@ -222,6 +220,30 @@ def with_resume(mesh, report, engine, model, **options):
     second = [record.loss for record in run_steps(other, other_model, mesh.world_size, range(2, 4), gradients=False)]
     report["same_losses"] = first == second
     report["same_bits_later"] = same_bits(stored_state(engine), stored_state(other))
+    return report
+
+
+def check_odd_sizes(mesh, folder):
+    """Parameters of 35, 7, 7 and 1 values over the ranks, in ZeRO 1, 2 and 3: some ranks hold nothing of some, or nothing at all."""
+    report = {}
+    plain = Mesh(mesh.rank, mesh.world_size, 1, 0, mesh.local_rank, mesh.device)
+
+    def odd_engine(seed, stage):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 1))
+        engine = make_engine(model, plain, training=TRAINING, parallel=ParallelSection(zero_stage=stage))
+        engine.backward(model(torch.full((1, 5), 1.0 + mesh.rank)).sum(), is_last_micro_batch=True)
+        engine.step(0.1, 1.0)
+        return engine
+
+    with everything_partitioned():
+        for stage in (1, 2, 3):
+            engine, other = odd_engine(0, stage), odd_engine(1, stage)
+            stored, once = gathered_state(engine)
+            different = not same_bits(gathered_state(other)[0], stored)
+            other.import_state(reader(stored))
+            report[f"stage {stage}"] = once and different and same_bits(gathered_state(other)[0], stored)
+            report[f"pieces {stage}"] = len(list(engine.export_state()))
     return report
 
 

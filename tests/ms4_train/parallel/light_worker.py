@@ -8,18 +8,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from support.checkpoints import full_section
-from support.parallel_runs import TRAINING, compare_engines, compare_records, randomise_adapters, relative, run_steps, small_model
+from support.exchange_checks import check_adapters, check_block, check_operation, check_order
+from support.parallel_runs import TRAINING, compare_engines, compare_records, randomise_adapters, run_steps, small_model
 from support.quantised_models import quantised_tiny
-from torch.utils.checkpoint import checkpoint
 
-from ms4_kernels.moe import experts
 from ms4_train.adapters import attach
 from ms4_train.config.schema import ParallelSection
 from ms4_train.errors import ParallelError
-from ms4_train.parallel import Mesh, init_mesh, make_engine, shard_experts
-from ms4_train.parallel.exchange import ExpertExchange
-
-EXPERTS, WIDTH, HIDDEN, TOP_K = 6, 5, 8, 3
+from ms4_train.parallel import Mesh, init_mesh, make_engine, shard_experts, traffic
 
 
 def check_mesh(mesh):
@@ -36,71 +32,9 @@ def check_mesh(mesh):
     }
 
 
-def exchange_case(name, world_size):
-    """Tokens of each rank and their experts: ([T, d] per rank, [T, K] ids, [T, K] weights)."""
-    generator = torch.Generator().manual_seed(7)
-    lengths = {"zero_tokens": [9, 0], "nobody": [0, 0]}.get(name, [4, 11])[:world_size]
-    hidden, ids, weights = [], [], []
-    for length in lengths:
-        hidden.append(torch.randn(length, HIDDEN, generator=generator, dtype=torch.float64))
-        choice = torch.rand(length, EXPERTS, generator=generator).argsort(1)[:, :TOP_K]
-        ids.append(torch.full_like(choice, 5) if name == "one_expert" else choice)
-        weights.append(torch.rand(length, TOP_K, generator=generator, dtype=torch.float64))
-    return hidden, ids, weights
-
-
-def exchanged(mesh, stacks, hidden_td, ids_tk, weights_tk, recompute):
-    """Output and gradients [hidden, weights, gate_up, down] of this rank, with its experts only."""
-    start, stop = mesh.expert_range(EXPERTS)
-    leaves = [tensor.clone().requires_grad_() for tensor in (hidden_td, weights_tk, *(stack[start:stop] for stack in stacks))]
-    exchange = ExpertExchange(mesh.expert_parallel_group, EXPERTS)
-
-    def forward(hidden_td, weights_tk, gate_up_eid, down_edn):
-        def compute(hidden_rd, ids_r1, weights_r1):
-            return experts(hidden_rd, gate_up_eid, down_edn, ids_r1, weights_r1, backend="reference")
-
-        return exchange(hidden_td, ids_tk, weights_tk, compute)
-
-    out_td = checkpoint(forward, *leaves, use_reentrant=False) if recompute else forward(*leaves)
-    out_td.backward(torch.linspace(-1, 1, out_td.numel(), dtype=out_td.dtype).view_as(out_td))
-    return [out_td.detach(), *(leaf.grad for leaf in leaves)]
-
-
-def expected_result(mesh, stacks, hidden, ids, weights):
-    """The same from one call of the operation over the tokens of all ranks, with all experts."""
-    leaves = [tensor.clone().requires_grad_() for tensor in (torch.cat(hidden), torch.cat(weights), *stacks)]
-    out_td = experts(leaves[0], leaves[2], leaves[3], torch.cat(ids), leaves[1], backend="reference")
-    parts = out_td.split([len(part) for part in hidden])
-    torch.autograd.backward(parts, [torch.linspace(-1, 1, part.numel(), dtype=part.dtype).view_as(part) for part in parts])
-    offset = sum(len(part) for part in hidden[: mesh.rank])
-    own = slice(offset, offset + len(hidden[mesh.rank]))
-    local = slice(*mesh.expert_range(EXPERTS))
-    gradients = [leaf.grad for leaf in leaves]
-    return [out_td[own].detach(), gradients[0][own], gradients[1][own], gradients[2][local], gradients[3][local]]
-
-
-def check_exchange(mesh):
-    generator = torch.Generator().manual_seed(1)
-    stacks = [torch.randn(EXPERTS, *shape, generator=generator, dtype=torch.float64) for shape in ((2 * WIDTH, HIDDEN), (HIDDEN, WIDTH))]
-    report = {}
-    for name in ("random", "one_expert", "zero_tokens", "nobody", "recomputed"):
-        hidden, ids, weights = exchange_case(name, mesh.world_size)
-        own = hidden[mesh.rank], ids[mesh.rank], weights[mesh.rank]
-        results = exchanged(mesh, stacks, *own, recompute=name == "recomputed")
-        expected = expected_result(mesh, stacks, hidden, ids, weights)
-        assert [r.shape for r in results] == [e.shape for e in expected]
-        report[name] = max(relative(r, e) if r.numel() else 0.0 for r, e in zip(results, expected, strict=True))
-    hidden, ids, weights = exchange_case("random", mesh.world_size)
-    own = hidden[mesh.rank], ids[mesh.rank], weights[mesh.rank]
-    report["rolled_experts"] = relative(
-        exchanged(mesh, [stack.roll(1, 0) for stack in stacks], *own, recompute=False)[0],
-        expected_result(mesh, stacks, hidden, ids, weights)[0],
-    )
-    narrow = [stack.to(torch.bfloat16) for stack in stacks]
-    first, second = (exchanged(mesh, narrow, own[0].to(torch.bfloat16), own[1], own[2].float(), recompute=False) for _ in range(2))
-    report["types"] = [str(tensor.dtype) for tensor in first]
-    report["repeatable"] = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    return report
+def check_traffic(mesh):
+    counted = traffic.Traffic(traffic.ExpertBytes(dispatch=mesh.rank + 1, combine=10), traffic.ExpertBytes(combine=20))
+    return traffic.metrics(counted, mesh)
 
 
 def check_sharding(mesh):
@@ -136,7 +70,9 @@ def check_stage_0(mesh):
     reference = make_engine(reference_model, Mesh(), training=TRAINING, parallel=section)
     records = list(run_steps(engine, model, mesh.world_size, range(3), gradients=False))
     expected = list(run_steps(reference, reference_model, mesh.world_size, range(3), gradients=False))
-    return {**compare_records(records, expected), **compare_engines(engine, reference), "engine": type(engine).__name__}
+    written, trained = (sum(piece.stop - piece.start for piece in each.export_state()) for each in (engine, reference))
+    result = {**compare_records(records, expected), **compare_engines(engine, reference)}
+    return {**result, "engine": type(engine).__name__, "written": written / trained}
 
 
 def check_quantised(mesh):
@@ -169,7 +105,13 @@ def main() -> None:
     mesh = init_mesh(ParallelSection(expert_parallel_size=2, timeout_seconds=60))
     report = {
         "mesh": check_mesh(mesh),
-        "exchange": check_exchange(mesh),
+        "exchange": {
+            "operation": check_operation(mesh),
+            "block": check_block(mesh),
+            "order": check_order(mesh),
+            "adapters": check_adapters(mesh),
+        },
+        "traffic": check_traffic(mesh),
         "sharding": check_sharding(mesh),
         "stage_0": check_stage_0(mesh),
         "quantised": check_quantised(mesh),

@@ -20,6 +20,7 @@ def test_without_the_marks_training_goes_wrong(deepspeed_report):
         assert wrong["loss"] > 1e-2
         assert wrong["gradient"] > 0.1
         assert wrong["weight"] > 0.1
+        assert not wrong["held_once"]
 
 
 def test_frozen_experts_stay_different_on_each_rank(deepspeed_report):
@@ -50,10 +51,10 @@ def test_groups_keep_experts_apart():
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_bf16_is_asked_for_by_the_type_of_the_trained_parameters(stage):
-    narrow = engine_config(trained_parameters(tiny_model(dtype=torch.bfloat16), Mesh()), zero_stage=stage)
+    narrow = engine_config(trained_parameters(tiny_model(dtype=torch.bfloat16), Mesh()), ParallelSection(zero_stage=stage))
     assert narrow["bf16"]["enabled"]
     assert narrow["zero_optimization"]["stage"] == stage
-    wide = engine_config(trained_parameters(tiny_model(), Mesh()), zero_stage=stage)
+    wide = engine_config(trained_parameters(tiny_model(), Mesh()), ParallelSection(zero_stage=stage))
     assert "bf16" not in wide
     assert wide["zero_optimization"]["reduce_bucket_size"] == sum(p.numel() for p in tiny_model().parameters()) < MAX_BUCKET_ELEMENTS
 
@@ -64,7 +65,7 @@ def test_types_that_cannot_be_trained_are_refused(dtypes):
     model.model.to(dtypes[0])
     model.lm_head.to(dtypes[1])
     with pytest.raises(ParallelError, match=r"model.dtype: .*torch\.(float16|float32)"):
-        engine_config(trained_parameters(model, Mesh()), zero_stage=2)
+        engine_config(trained_parameters(model, Mesh()), ParallelSection(zero_stage=2))
 
 
 def test_a_missing_deepspeed_is_named(monkeypatch):

@@ -112,6 +112,12 @@ def test_two_ranks_then_one(files, name):
     assert _metrics(resumed, "loss") == pytest.approx(losses, abs=LOSS_TOLERANCE)
     for key, tolerance in (("grad_norm", 1e-4), ("eval_loss", 1e-5)):
         assert _metrics(two, key) == pytest.approx(_metrics(one, key), rel=tolerance)
+    # What left for experts of the other rank came back from there, in both passes; alone nothing leaves.
+    there, back = (_metrics(two, f"expert_bytes_{kind}") for kind in ("dispatch", "combine"))
+    assert there == back
+    assert sorted(there) == [1, 2, 3, 4]
+    assert min(there.values()) > min(_metrics(two, "expert_bytes_metadata").values()) > 0
+    assert _metrics(one, "expert_bytes_dispatch") == {}
     folder = "model" if name == "full" else "adapter"
     weights = [next((output / folder).glob("*.safetensors")) for output in (two, resumed, one)]
     first, second, expected = (load_file(path) for path in weights)

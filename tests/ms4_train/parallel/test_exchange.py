@@ -4,33 +4,63 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
+from support.exchange_cases import ROUTINGS
 from support.models import tiny_model
 from support.quantised_models import quantised_tiny
 
 from ms4_train.errors import ParallelError
 from ms4_train.parallel import Mesh, shard_experts
 
+RANKS = [2, 4]
 
-@pytest.mark.parametrize("case", ["random", "one_expert", "zero_tokens", "nobody", "recomputed"])
-def test_output_and_every_gradient_equal_one_call_with_all_experts(light_report, case):
-    """fp64 on two ranks with different numbers of tokens; 1e-12 allows for the order of sums only.
 
-    ``one_expert``: all pairs go to one rank. ``zero_tokens``: one rank has none. ``recomputed``: under activation checkpointing.
+def every_rank(reports, ranks):
+    assert len(reports[ranks]) == ranks
+    return reports[ranks]
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_output_and_every_gradient_equal_one_call_with_all_experts(exchange_reports, ranks, routing):
+    """fp64, ranks with different numbers of tokens; 1e-12 allows for the order of sums only.
+
+    ``skewed``: most pairs go to three experts. ``one_expert``: all do to one. ``one_rank_each``: all experts of a token are on one rank.
+    ``zero_tokens``: every other rank has none. ``nobody``: no rank has any.
     """
-    for report in light_report:
-        assert report["exchange"][case] < 1e-12
+    for report in every_rank(exchange_reports, ranks):
+        assert report["operation"][routing] < 1e-12
 
 
-def test_the_comparison_notices_experts_in_the_wrong_place(light_report):
-    for report in light_report:
-        assert report["exchange"]["rolled_experts"] > 0.1
+@pytest.mark.parametrize("ranks", RANKS)
+def test_the_comparison_notices_experts_in_the_wrong_place(exchange_reports, ranks):
+    for report in every_rank(exchange_reports, ranks):
+        assert report["operation"]["rolled_experts"] > 0.1
 
 
-def test_types_are_kept_and_results_repeat_bit_for_bit(light_report):
+@pytest.mark.parametrize("ranks", RANKS)
+def test_types_are_kept_and_results_repeat_bit_for_bit(exchange_reports, ranks):
     """bf16 hidden and stacks, fp32 weights: [out, d hidden, d weights, d gate_up, d down]."""
-    for report in light_report:
-        assert report["exchange"]["types"] == ["torch.bfloat16", "torch.bfloat16", "torch.float32", "torch.bfloat16", "torch.bfloat16"]
-        assert report["exchange"]["repeatable"]
+    for report in every_rank(exchange_reports, ranks):
+        assert report["operation"]["types"] == [f"torch.{name}" for name in ("bfloat16", "bfloat16", "float32", "bfloat16", "bfloat16")]
+        assert report["operation"]["repeatable"]
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("case", ["plain", "no_tokens", "recomputed", "recomputed_no_tokens"])
+def test_router_shared_expert_and_experts_train_as_in_one_process(exchange_reports, ranks, case):
+    """fp64, every gradient; ``recomputed``: under activation checkpointing; ``no_tokens``: the first rank has none."""
+    for report in every_rank(exchange_reports, ranks):
+        assert report["block"][case] < 1e-12
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_rows_find_their_adapter_on_other_ranks(exchange_reports, ranks):
+    """Against a block with all experts and the same rows. The control: what acts differs from what the first rank's rows ask for."""
+    reports = every_rank(exchange_reports, ranks)
+    for report in reports:
+        assert report["adapters"]["error"] < 1e-12
+        assert report["adapters"]["bytes_differ"] == 0
+    assert reports[0]["adapters"]["without_segments"] > 0.1
 
 
 def test_sharding_leaves_each_rank_its_own_experts(light_report):

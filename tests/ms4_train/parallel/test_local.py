@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from support.parallel_runs import reader
 from torch import nn
 
 from ms4_train.config.schema import TrainingSection
@@ -42,7 +43,10 @@ def _train(engine, steps, dtype=torch.float32, clip=0.5, first=0):
 def _stored(engine):
     """State as a checkpoint would hold it: copies, by name."""
     return {
-        state.name: {**{kind: tensor.clone() for kind, tensor in state.tensors.items()}, "step": torch.tensor(state.step)}
+        state.name: {
+            **{kind: tensor.clone().view(state.full_shape) for kind, tensor in state.tensors.items()},
+            "step": torch.tensor(state.step),
+        }
         for state in engine.export_state()
     }
 
@@ -83,7 +87,7 @@ def test_export_then_import_goes_on_bit_exactly(dtype):
     _train(straight, 3, dtype)
     stored = _stored(straight)
     resumed = LocalEngine(_model(dtype, seed=9), Mesh(), training=TRAINING)
-    resumed.import_state(stored.__getitem__)
+    resumed.import_state(reader(stored))
     for name, parameter in resumed.model.named_parameters():
         assert torch.equal(parameter, straight.model.get_parameter(name))
     assert _train(resumed, 3, dtype, first=3) == _train(straight, 3, dtype, first=3)
@@ -96,10 +100,9 @@ def test_state_can_be_exported_before_the_first_step():
     engine = LocalEngine(_model(), Mesh(), training=TRAINING)
     for state in engine.export_state():
         assert state.step == 0
-        assert state.is_owner
-        assert state.offset == 0
+        assert (state.start, state.stop) == (0, state.tensors["weight"].numel())
         assert not state.tensors["exp_avg"].any()
-        assert torch.equal(state.tensors["weight"], engine.model.get_parameter(state.name))
+        assert torch.equal(state.tensors["weight"].view(state.full_shape), engine.model.get_parameter(state.name))
 
 
 def test_bf16_keeps_updates_that_bf16_would_lose():
@@ -173,8 +176,8 @@ def test_a_frozen_model_is_refused():
     [
         (lambda state: state.pop("exp_avg"), "2.weight: the stored state has no exp_avg"),
         (lambda state: state.pop("step"), "2.weight: the stored state has no step"),
-        (lambda state: state.update(weight=torch.zeros(8, 3)), r"2.weight: the stored weight is torch.float32 \[8, 3\]; .* \[3, 8\]"),
-        (lambda state: state.update(exp_avg_sq=torch.zeros(3, 8).bfloat16()), "2.weight: the stored exp_avg_sq is torch.bfloat16"),
+        (lambda state: state.update(weight=torch.zeros(23)), r"2.weight: the stored weight is torch.float32 \[23\]; .* \[24\]"),
+        (lambda state: state.update(exp_avg_sq=torch.zeros(24).bfloat16()), "2.weight: the stored exp_avg_sq is torch.bfloat16"),
     ],
 )
 def test_state_that_does_not_fit_is_refused(change, message):
@@ -182,7 +185,7 @@ def test_state_that_does_not_fit_is_refused(change, message):
     stored = _stored(engine)
     change(stored["2.weight"])
     with pytest.raises(CheckpointError, match=message):
-        engine.import_state(stored.__getitem__)
+        engine.import_state(reader(stored))
 
 
 def test_stage_0_on_two_ranks_equals_one_process(light_report):
@@ -193,3 +196,5 @@ def test_stage_0_on_two_ranks_equals_one_process(light_report):
         assert stage_0["norm"] < 1e-5
         assert stage_0["weight"] < 1e-5
         assert stage_0["state"] < 1e-5
+        assert stage_0["held_once"]
+        assert stage_0["written"] == pytest.approx(1 / 2, abs=0.01)

@@ -1,7 +1,10 @@
 """Places of ranks, collectives, and environments that do not fit."""
 
+import socket
+
 import pytest
 import torch
+from support.distributed import free_port
 
 from ms4_train.config.schema import ParallelSection
 from ms4_train.errors import ParallelError
@@ -28,30 +31,82 @@ def test_places_of_ranks():
 
 
 def test_experts_that_cannot_be_divided_are_refused_with_sizes_that_can():
-    with pytest.raises(
-        ParallelError, match=r"parallel.expert_parallel_size: 6 experts cannot be divided over 4 ranks\. Fix: use one of 1, 2\."
-    ):
+    with pytest.raises(ParallelError, match=r"parallel.expert_parallel_size: is 4, but a layer of the model has 6 experts .* Fix: use 2\."):
         Mesh(0, 4, expert_parallel_size=4).expert_range(6)
 
 
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets the launcher's variables; those that are not given are absent."""
+
+    def put(**values):
+        for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS", "TORCHELASTIC_USE_AGENT_STORE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in values.items():
+            monkeypatch.setenv(name, str(value))
+
+    return put
+
+
 @pytest.mark.parametrize("world_size", ["1", "3"])
-def test_processes_that_do_not_fit_expert_parallelism_are_refused(monkeypatch, world_size):
-    monkeypatch.setenv("WORLD_SIZE", world_size)
+def test_processes_that_do_not_fit_expert_parallelism_are_refused(environment, world_size):
+    environment(WORLD_SIZE=world_size)
     with pytest.raises(ParallelError, match=r"parallel.expert_parallel_size: .*groups of 2.*--nproc-per-node 2"):
         init_mesh(ParallelSection(expert_parallel_size=2))
 
 
+def test_a_rehearsal_takes_the_place_of_the_first_rank(environment):
+    environment()
+    section = ParallelSection(expert_parallel_size=8, data_parallel_size=16)
+    mesh = init_mesh(section, rehearse=True)
+    assert (mesh.rank, mesh.world_size, mesh.expert_data_parallel_size) == (0, 16, 2)
+    assert mesh.expert_range(128) == (0, 16)
+    mesh.close()
+    with pytest.raises(ParallelError, match=r"data_parallel_size: is 16, but 1 process was started"):
+        init_mesh(section)
+    with pytest.raises(ParallelError, match=r"expert_parallel_size: is 6, but 16 processes were started.*use 4 or 8"):
+        init_mesh(ParallelSection(expert_parallel_size=6, data_parallel_size=16), rehearse=True)
+
+
 @pytest.mark.parametrize(
-    ("environment", "key"),
-    [({"WORLD_SIZE": "two"}, "WORLD_SIZE"), ({"WORLD_SIZE": "2"}, "RANK"), ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK")],
+    ("values", "key"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE"),
+        ({"WORLD_SIZE": 0}, "WORLD_SIZE"),
+        ({"WORLD_SIZE": 2}, "RANK"),
+        ({"WORLD_SIZE": 2, "RANK": 2}, "RANK"),
+        ({"RANK": 1}, "WORLD_SIZE"),
+        ({"WORLD_SIZE": 2, "RANK": 0}, "MASTER_ADDR"),
+        ({"WORLD_SIZE": 2, "RANK": 0, "MASTER_ADDR": "127.0.0.1"}, "MASTER_PORT"),
+        ({"WORLD_SIZE": 2, "RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "no"}, "MASTER_PORT"),
+        ({"SLURM_STEP_NUM_TASKS": 8}, "SLURM_STEP_NUM_TASKS"),
+    ],
 )
-def test_a_broken_environment_is_named(monkeypatch, environment, key):
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+def test_a_broken_environment_is_named(environment, values, key):
+    environment(**values)
     with pytest.raises(ParallelError, match=f"^{key}: .*torchrun"):
         init_mesh(ParallelSection())
+
+
+def test_a_plain_start_inside_an_allocation_is_one_process(environment):
+    environment(SLURM_STEP_NUM_TASKS=1)
+    assert init_mesh(ParallelSection()).world_size == 1
+
+
+def test_a_port_that_is_taken_is_named(environment):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        environment(WORLD_SIZE=2, RANK=0, MASTER_ADDR="127.0.0.1", MASTER_PORT=taken.getsockname()[1])
+        with pytest.raises(ParallelError, match=r"^MASTER_PORT: 127.0.0.1:\d+ is in use by another program. Fix: set another port"):
+            init_mesh(ParallelSection(timeout_seconds=5))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_that_do_not_come_are_waited_for_and_named(environment, rank):
+    environment(WORLD_SIZE=2, RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
+    with pytest.raises(ParallelError, match=r"^MASTER_ADDR: the 2 processes did not meet at 127.0.0.1:\d+ within 1 s"):
+        init_mesh(ParallelSection(timeout_seconds=1))
 
 
 def test_collectives_on_two_ranks(light_report):

@@ -61,3 +61,12 @@ def test_dropout_of_an_adapter_is_off():
 
 def test_batches_without_loss_count_nothing():
     assert validation_loss(tiny_model(), [batch((2,), 1, masked=(0, 1))], Mesh(), chunk_tokens=4) == {"eval_loss": 0.0, "eval_tokens": 0}
+
+
+def test_it_can_be_given_up_between_batches():
+    model = tiny_model().train()
+    answers = iter([False, True])
+    result = validation_loss(model, [batch((4,), seed) for seed in range(3)], Mesh(), chunk_tokens=4, should_stop=lambda: next(answers))
+    assert result == {}
+    assert model.training
+    assert next(answers, None) is None

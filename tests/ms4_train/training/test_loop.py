@@ -17,6 +17,7 @@ from ms4_train.model import SequenceLayout
 from ms4_train.parallel import Mesh
 from ms4_train.parallel.local import LocalEngine
 from ms4_train.training import FlopCounter, Speedometer, StopSignals, TrainingInterruptedError, TrainingRun, train
+from ms4_train.training import evaluate as evaluate_module
 from ms4_train.training import loop as loop_module
 from ms4_train.training.loop import forward_backward
 
@@ -52,9 +53,18 @@ class Log:
         self.events.append(("eval" if "eval_loss" in metrics else "train", step))
         self.metrics = metrics
 
-    def save(self, step):
+    def save(self, step, state):
         self.events.append(("save", step))
         return Path(f"step-{step}")
+
+    def status(self):
+        return {"state": "written"}
+
+    def settle(self, statuses):
+        self.settled = statuses
+
+    def finish(self):
+        self.events.append(("finished", None))
 
 
 def make_run(log, *, masked=False, save=True, total=6, **keys):
@@ -71,21 +81,21 @@ def make_run(log, *, masked=False, save=True, total=6, **keys):
         epoch_steps=4,
         flops=FlopCounter.of_model(model),
         speed=Speedometer(1e9),
-        save=log.save if save else None,
+        saver=log if save else None,
     )
 
 
 def test_order_of_events():
     log = Log()
     train(make_run(log, logging_steps=2, eval_strategy="steps", eval_steps=3, save_steps=3), StopSignals())
-    assert log.events == [("train", 2), ("eval", 3), ("save", 3), ("train", 4), ("train", 6), ("eval", 6), ("save", 6)]
+    assert log.events == [("train", 2), ("eval", 3), ("save", 3), ("train", 4), ("train", 6), ("eval", 6), ("save", 6), ("finished", None)]
     assert log.metrics.keys() == {"eval_loss", "eval_tokens"}
 
 
 def test_epoch_strategies_and_the_last_step():
     log = Log()
     train(make_run(log, logging_steps=9, eval_strategy="epoch", save_strategy="epoch"), StopSignals())
-    assert log.events == [("eval", 4), ("save", 4), ("train", 6), ("eval", 6), ("save", 6)]
+    assert log.events == [("eval", 4), ("save", 4), ("train", 6), ("eval", 6), ("save", 6), ("finished", None)]
 
 
 def test_resumed_run_does_the_rest():
@@ -131,7 +141,7 @@ def test_not_finite_stops_with_the_weights_as_they_were(where, monkeypatch):
     else:
         run.model.lm_head.weight.register_hook(lambda grad: grad * math.nan)
     before = {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
-    with pytest.raises(TrainingError, match="loss of step 1 is .*rows.jsonl:1" if where == "loss" else "gradient norm is nan"):
+    with pytest.raises(TrainingError, match="loss of step 1 is .*rows.jsonl:1" if where == "loss" else "gradient norm of step 1 is nan"):
         train(run, StopSignals())
     assert log.events == []
     assert all(torch.equal(before[name], parameter) for name, parameter in run.model.named_parameters())
@@ -141,19 +151,39 @@ def test_signal_finishes_the_step_and_saves():
     log = Log()
     run = make_run(log, save_steps=100)
     run.loader = Interrupting(at=3)
-    with StopSignals() as stop, pytest.raises(TrainingInterruptedError, match="SIGINT after step 3") as caught:
+    with StopSignals() as stop, stop.finishing(), pytest.raises(TrainingInterruptedError, match="SIGINT after step 3") as caught:
         train(run, stop)
-    assert log.events[-2:] == [("train", 3), ("save", 3)]
+    assert log.events[-3:] == [("train", 3), ("save", 3), ("finished", None)]
     assert caught.value.exit_code == 130
+
+
+def test_signal_during_validation_gives_it_up_and_saves(monkeypatch):
+    log = Log()
+    run = make_run(log, eval_strategy="steps", eval_steps=2, save_steps=100)
+    run.eval_batches = [batch(99)] * 1000
+    passes, hidden_states = [], evaluate_module.hidden_states
+
+    def counting(*arguments):
+        passes.append(0)
+        if len(passes) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return hidden_states(*arguments)
+
+    monkeypatch.setattr(evaluate_module, "hidden_states", counting)
+    with StopSignals() as stop, stop.finishing(), pytest.raises(TrainingInterruptedError, match="SIGTERM after step 2"):
+        train(run, stop)
+    assert len(passes) == 3
+    assert log.events[-2:] == [("save", 2), ("finished", None)]
+    assert ("eval", 2) not in log.events
 
 
 def test_signal_in_the_last_step_changes_nothing():
     log = Log()
     run = make_run(log, total=3)
     run.loader = Interrupting(at=3)
-    with StopSignals() as stop:
+    with StopSignals() as stop, stop.finishing():
         assert "loss" in train(run, stop)
-    assert log.events[-1] == ("save", 3)
+    assert log.events[-2:] == [("save", 3), ("finished", None)]
 
 
 class Interrupting(Batches):

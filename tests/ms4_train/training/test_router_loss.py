@@ -49,7 +49,7 @@ def make_run(*, checkpointing=False, **keys):
         epoch_steps=0,
         flops=FlopCounter.of_model(model),
         speed=Speedometer(None),
-        save=None,
+        saver=None,
     )
 
 

@@ -11,7 +11,9 @@ from support.sft_files import metrics, sft_run, write_files
 from ms4_evals.clients.engine import EngineClient
 from ms4_kernels.step import NetworkStep
 from ms4_recipes import sft
-from ms4_train.errors import ConfigError
+from ms4_train.chat import ChatTokenizer
+from ms4_train.parallel import Mesh
+from ms4_train.weights import load_model
 
 ADAPTER = {"r": 4, "lora_alpha": 8, "target_modules": ["q_b_proj", "kv_b_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]}
 EVALUATION = {
@@ -68,11 +70,22 @@ def test_the_engine_runs_the_very_weights_that_are_trained(folder, monkeypatch) 
     assert max(seen) >= 3, "no adapter was seen"
 
 
-def test_several_ranks_are_refused_with_the_key(folder) -> None:
+def test_a_stop_ends_the_drawing_and_a_later_start_draws_the_rest(folder) -> None:
+    """Nothing is scored then, and what was finished is kept."""
     from ms4_recipes.answer_tasks import TaskEvaluation
 
-    config = sft_run(folder, "ranks", evaluation=EVALUATION)
+    config = sft_run(folder, "stopped", evaluation={**EVALUATION, "engine": {"max_batch_size": 1}})
+    tokenizer, model = ChatTokenizer.of_model(config.model.path), load_model(config.model.path, dtype=torch.float32)
     assert config.evaluation is not None
-    with pytest.raises(ConfigError, match="runs on one rank, this run has 2") as raised:
-        TaskEvaluation(config, config.evaluation, None, None, run="r", world_size=2)  # type: ignore[arg-type]
-    assert raised.value.key == "evaluation"
+    tasks = TaskEvaluation(config, config.evaluation, model, tokenizer, run="r", mesh=Mesh())
+    asked = iter(range(1000))
+    tasks.should_stop = lambda: next(asked) > 20
+    assert tasks(3) == {}
+    with sqlite3.connect(folder / "stopped" / "results.sqlite") as store:
+        drawn = store.execute("select count(*) from samples").fetchone()[0]
+    assert 0 < drawn < 8
+    tasks.should_stop = lambda: False
+    assert "eval/arithmetic_digits_6/high/score" in tasks(3)
+    with sqlite3.connect(folder / "stopped" / "results.sqlite") as store:
+        assert store.execute("select count(*) from samples").fetchone()[0] == 8
+    tasks.close()

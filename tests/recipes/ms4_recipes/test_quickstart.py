@@ -82,6 +82,34 @@ def test_promises_are_held_against_the_reports(before, after, expected):
     assert [claim.holds for claim in quickstart.measure(before, after)] == expected
 
 
+def test_ranks_get_a_share_of_each_row_and_of_the_experts(tmp_path, monkeypatch):
+    """What would be started; the slow test starts it."""
+    started = []
+    monkeypatch.setattr(quickstart, "_train_on_ranks", started.append)
+    monkeypatch.setattr("ms4_recipes.sft.run", lambda config: pytest.fail("one process must not train"))
+    run = quickstart.Quickstart(tmp_path, SMALL, 2, Console(file=io.StringIO()))
+    with pytest.raises(BaseException, match="one process must not train"):
+        quickstart.train(run, "full", quickstart.FULL, ["model.path=base"])
+    assert {"data.max_length=512", "parallel.expert_parallel_size=2", "--nproc=2", "model.path=base"} <= set(started[0])
+
+
+@pytest.mark.parametrize(("ranks", "choices"), [("3", "1, 2, 4, 8, 16, 32"), ("0", "1, 2, 4")])
+def test_ranks_that_cannot_share_the_experts_are_refused(ranks, choices, capsys):
+    assert quickstart.main(["--nproc", ranks]) == 2
+    assert f"--nproc: {ranks} ranks cannot share 32 experts evenly. Fix: use one of {choices}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_ranks_leave_the_same_files(tmp_path):
+    """Two real ranks, started as a user starts them, at the small scale; ``make quickstart NPROC=2`` is the whole."""
+    text = io.StringIO()
+    quickstart.run(tmp_path / "out", scale=SMALL, nproc=2, console=Console(file=text, width=200))
+    torch.use_deterministic_algorithms(False)
+    assert "--nproc=2" in text.getvalue()
+    for name in ("tiny_full/model/model.safetensors", "tiny_lora/adapter/adapter_model.safetensors", quickstart.FINISHED):
+        assert (tmp_path / "out" / name).exists(), name
+
+
 def test_user_errors_have_an_exit_code(tmp_path, capsys):
     (tmp_path / "file").write_text("not a folder")
     assert quickstart.main(["--output", str(tmp_path / "file")]) == 2

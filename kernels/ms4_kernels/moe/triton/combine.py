@@ -1,6 +1,7 @@
 """Sum the rows of each token, weighted or not, in slot order and in fp32: the end of the forward and of the input gradient.
 
-Rows are gathered, not scattered, so that no two programs write one place: no atomic operations, and the same result every time.
+A slot without a row (-1) adds nothing. Rows are gathered, not scattered, so that no two programs write one place: no atomic operations, and
+the same result every time.
 Exercise it: ``pytest tests/kernels/ms4_kernels/moe/triton/test_combine.py``.
 
 Shape suffixes: t tokens, k experts per token, d hidden.
@@ -26,7 +27,7 @@ def combine_kernel(
     EVEN_D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Write ``out[t] = sum_k weight[t, k] * rows[row[t, k]]`` for one token and BLOCK_D columns; rows [R, d], row int64 [T, K]."""
+    """Write ``out[t] = sum_k weight[t, k] * rows[row[t, k]]`` for one token and BLOCK_D columns; rows [R, d], row int64 [T, K] or -1."""
     token = tl.program_id(0).to(tl.int64)
     col_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     valid_d = col_d < D
@@ -34,9 +35,9 @@ def combine_kernel(
     for k in tl.static_range(TOP_K):
         source = tl.load(row_ptr + token * TOP_K + k)
         if EVEN_D:
-            part_d = tl.load(rows_ptr + source * D + col_d).to(tl.float32)
+            part_d = tl.load(rows_ptr + source * D + col_d, mask=source >= 0, other=0.0).to(tl.float32)
         else:
-            part_d = tl.load(rows_ptr + source * D + col_d, mask=valid_d, other=0.0).to(tl.float32)
+            part_d = tl.load(rows_ptr + source * D + col_d, mask=valid_d & (source >= 0), other=0.0).to(tl.float32)
         if WEIGHTED:
             part_d *= tl.load(weight_ptr + token * TOP_K + k).to(tl.float32)
         acc_d += part_d

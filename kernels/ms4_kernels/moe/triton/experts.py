@@ -1,13 +1,13 @@
 """The experts operation on a GPU: the decomposition of ``moe/cpu.py`` in kernels that gather, multiply and finish in one pass each.
 
-Saved for the backward are the layer's input X [T, d] and the pre-activation H [T*K, 2n], with ``recompute`` only X. Rows return to tokens
+Saved for the backward are the layer's input X [T, d] and the pre-activation H [R, 2n], with ``recompute`` only X. Rows return to tokens
 by gathering and summing in slot order; nothing is added atomically, and two runs agree to the bit. LoRA goes through products of its rank:
 ``x A^T`` and ``dy B`` are made once, [R, p], and their tails added in the epilogues; ``B A`` is never formed. What is not asked for is not
 computed: a frozen stack launches no gradient kernel.
 Exercise it: ``pytest tests/kernels/ms4_kernels/moe/triton/test_experts.py``.
 
-Shape suffixes: t tokens, k experts per token, e experts, r = t*k rows sorted by expert, d hidden, n expert intermediate, i = 2n, p LoRA
-rank; in the gradients of a projection o features out, i features in.
+Shape suffixes: t tokens, k experts per token, e experts, r rows sorted by expert (t*k less the empty slots), d hidden, n expert
+intermediate, i = 2n, p LoRA rank; in the gradients of a projection o features out, i features in.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def experts_triton(
     *,
     adapter_t: Tensor | None = None,
     recompute: bool = False,
+    num_rows: int | None = None,
 ) -> Tensor:
     """Apply the experts. Arguments as for :func:`ms4_kernels.moe.experts`, in fp32, bf16 or fp16, and:
 
@@ -49,6 +50,7 @@ def experts_triton(
             ``gate_up_a_erd`` is [L, E, p, d], and so on.
         recompute: save X only, and make H again in the backward: 2d bytes per token in bf16 instead of 2d + 4Kn, for two thirds of the
             forward's products.
+        num_rows: slots that have an expert; believed. Without it there is room for T*K.
 
     Returns:
         [T, d] in the type of ``hidden_td``; differentiable once.
@@ -69,7 +71,7 @@ def experts_triton(
     settings = _Settings(lora.gate_up_scale, lora.down_scale, num_adapters + 1, keep, recompute)
     # Triton launches on the current device, whatever device the tensors are on; autograd takes care of the backward itself.
     with torch.cuda.device(hidden_td.device) if hidden_td.device.type == "cuda" else nullcontext():
-        order = sort_by_expert(expert_ids_tk, gate_up_eid.shape[0], adapter_t=adapter_t, num_adapters=num_adapters)
+        order = sort_by_expert(expert_ids_tk, gate_up_eid.shape[0], adapter_t=adapter_t, num_adapters=num_adapters, num_rows=num_rows)
         return _Experts.apply(hidden_td, weights_tk, order, settings, *parameters)  # type: ignore[return-value]
 
 

@@ -129,12 +129,16 @@ def dh(
     *,
     save_act: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return dH [R, 2n], the weighted activation A' [R, n] if asked for, and ``<dA', A>`` of each row, fp32 [R]."""
+    """Return dH [R, 2n], the weighted activation A' [R, n] if asked for, and ``<dA', A>`` of each row, fp32 [R + 1].
+
+    The last of these is 0: what a slot without a row (-1) reads.
+    """
     inner, width = stack_edn.matrix
     tile = dh_tile(rows.per_expert, dout_td.dtype, stack_edn.kind)
     dh_ri = torch.empty_like(h_ri)
     act_rn = h_ri.new_empty(rows.count, width) if save_act else None
-    dot_rx = h_ri.new_empty(rows.count, _blocks(width, tile.block_n), dtype=torch.float32)
+    dot_rx = h_ri.new_empty(rows.count + 1, _blocks(width, tile.block_n), dtype=torch.float32)
+    dot_rx[-1].zero_()
     arguments = {"dout_ptr": dout_td, "route_ptr": weights_tk, "h_ptr": h_ri, "dh_ptr": dh_ri, "act_ptr": act_rn, "dot_ptr": dot_rx}
     arguments |= {"N": width, "K": inner, "TOP_K": rows.top_k, "SAVE_ACT": save_act, "SPLIT": tile.split}
     arguments |= stack_edn.arguments(tile.block_k, tile.block_n)
@@ -166,7 +170,10 @@ def gram(left: Tensor, right: Tensor, rows: Rows, out: Tensor, *, gather_left: b
 
 
 def combine(rows_rd: Tensor, row_tk: Tensor, weights_tk: Tensor | None = None) -> Tensor:
-    """Return ``out[t] = sum_k weights[t, k] * rows[row_tk[t, k]]``, without weights the plain sum, [T, d] in the type of the rows."""
+    """Return ``out[t] = sum_k weights[t, k] * rows[row_tk[t, k]]``, without weights the plain sum, [T, d] in the type of the rows.
+
+    A slot whose row is -1 adds nothing.
+    """
     (tokens, top_k), hidden_size = row_tk.shape, rows_rd.shape[1]
     out_td = rows_rd.new_empty(tokens, hidden_size)
     constants = combine_constants(hidden_size, top_k, weights_tk is not None)

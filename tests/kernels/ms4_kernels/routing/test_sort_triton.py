@@ -73,8 +73,20 @@ def test_pairs_out_of_range_lie_behind_the_last_segment(bad, of):
     is_bad_r = is_bad_t[order.token_r]
     assert order.ends_e[-1] == 160 - 6  # two pairs of each bad token
     assert is_bad_r.tolist() == [False] * 154 + [True] * 6
-    assert torch.equal(order.pair_r[order.row_tk.flatten()], torch.arange(160))
+    assert torch.equal(order.row_tk.flatten()[order.pair_r[:154]], torch.arange(154))
+    assert (order.row_tk < 0).sum() == 6
     assert torch.equal(order.pair_r[:154], good.pair_r[~is_bad_t[good.token_r]])
+
+
+@pytest.mark.parametrize("num_adapters", [0, 2])
+def test_room_for_the_filled_slots_only(num_adapters):
+    ids_tk = CASES["ragged"][0].where(torch.rand(211, 4) < 0.3, -1)
+    adapter_t = torch.randint(-1, num_adapters, (211,)) if num_adapters else None
+    options = {"adapter_t": adapter_t, "num_adapters": num_adapters, "num_rows": int((ids_tk >= 0).sum())}
+    with interpreted():
+        mine = sort_by_expert(ids_tk, 128, **options)
+    oracle = sort_by_expert(ids_tk, 128, **options, backend="reference")
+    assert all(torch.equal(left, right) for left, right in zip(mine, oracle, strict=True))
 
 
 def test_more_rows_than_32_bits_count_are_refused():

@@ -50,6 +50,29 @@ def test_adapters_order_the_rows_of_an_expert(backend, tokens, slots, num_expert
     assert np.array_equal(order.ends_e, np.cumsum(np.bincount(expert, minlength=num_experts)))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("num_adapters", [0, 2])
+def test_pairs_without_an_expert_have_no_row(backend, num_adapters):
+    ids_tk = torch.randint(-1, 5, (60, 3))
+    ids_tk[7] = -1
+    adapter_t = torch.randint(-1, num_adapters, (60,)) if num_adapters else None
+    num_rows = int((ids_tk >= 0).sum())
+    order = sort_by_expert(ids_tk, 5, adapter_t=adapter_t, num_adapters=num_adapters, num_rows=num_rows, backend=backend)
+    # The same pairs among those of a layer whose expert 5 stands for none: NumPy's order without its end.
+    adapter = np.zeros(180) if adapter_t is None else adapter_t.repeat_interleave(3).numpy()
+    pairs = np.lexsort((adapter, ids_tk.where(ids_tk >= 0, 5).flatten().numpy()))[:num_rows]
+    assert np.array_equal(order.pair_r, pairs)
+    assert torch.equal(order.row_tk.flatten()[order.pair_r], torch.arange(num_rows))
+    assert torch.equal(order.row_tk < 0, ids_tk < 0)
+    assert order.ends_e.tolist() == [int(((ids_tk >= 0) & (ids_tk <= e)).sum()) for e in range(5)]
+    assert num_adapters == 0 or order.segment_ends_s[-1] == num_rows
+
+
+def test_a_wrong_number_of_rows_is_refused():
+    with pytest.raises(ValueError, match="3 slots have an expert, not 4"):
+        sort_by_expert(torch.tensor([[0, -1], [1, 1]]), 2, num_rows=4)
+
+
 def test_an_order_unpacks_to_what_a_backward_saves():
     order = sort_by_expert(torch.tensor([[1, 0]]), 2, adapter_t=torch.tensor([0]), num_adapters=1)
     pair_r, row_tk, ends_e = order
@@ -59,7 +82,7 @@ def test_an_order_unpacks_to_what_a_backward_saves():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("bad", [-1, 4, 2**40])
+@pytest.mark.parametrize("bad", [-2, 4, 2**40])
 def test_ids_out_of_range_are_refused(backend, bad):
     with pytest.raises(ValueError, match=f"expert id {bad} in a layer of 4 experts"):
         sort_by_expert(torch.tensor([[0, bad]]), 4, backend=backend)

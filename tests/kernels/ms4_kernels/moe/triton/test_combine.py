@@ -24,6 +24,14 @@ def test_sum_in_fp32_and_slot_order(dtype, width, weighted):
     assert torch.equal(found, total.to(dtype))  # the same operations in the same order
 
 
+@pytest.mark.parametrize("width", [64, 100])
+def test_slots_without_a_row_add_nothing(width):
+    rows_rd, row_tk, weights_tk = torch.randn(4, width), torch.tensor([[-1, 2], [-1, -1], [3, -1]]), torch.rand(3, 2)
+    with interpreted():
+        found = combine(rows_rd, row_tk, weights_tk)
+    assert torch.equal(found, torch.stack((rows_rd[2] * weights_tk[0, 1], torch.zeros(width), rows_rd[3] * weights_tk[2, 0])))
+
+
 def test_no_tokens():
     with interpreted() as launches:
         assert combine(torch.empty(0, 8), torch.empty(0, 2, dtype=torch.int64)).shape == (0, 8)

@@ -42,6 +42,7 @@ ODD = case_with(routing="odd segments", stacks="fp8 two groups")
 TALL = case_with(routing="64 rows", dtype=BF16)
 ADAPTERS = case_with(routing="ragged", stacks="dense", adapters=2)
 FAR = case_with(routing="ragged", dtype=BF16, stacks="fp8")
+EMPTY_SLOTS = case_with(routing="empty slots", dtype=BF16, stacks="fp8")
 NVFP4 = case_with(routing="ragged", stacks="nvfp4")
 
 STORED_DOT = "tl.store(dot_ptr + last_m * num_n"
@@ -77,7 +78,8 @@ BUGS = [
     ),
     Bug("dS of one tile stored", dh, f"{STORED_DOT} + tile_n", STORED_DOT, "race", SMALL),
     Bug("dS of one tile used", launch, "dot_rx.sum(dim=1)", "dot_rx[:, 0]", "numerics", SMALL),
-    Bug("dS in the order of the rows", experts, "dot_r[row_tk]", "dot_r.view(row_tk.shape)", "numerics", SMALL),
+    Bug("slots without a row combined", combine, "mask=valid_d & (source >= 0)", "mask=valid_d", "bounds", EMPTY_SLOTS),
+    Bug("dS in the order of the rows", experts, "dot_r[row_tk]", "dot_r[:-1].view(row_tk.shape)", "numerics", SMALL),
     Bug("dS with the routing weight", dh, "tl.sum(dact_mc * act,", "tl.sum(dact_mc * act * route_m[:, None],", "numerics", SMALL),
     Bug("wrong slope of silu", dh, "silu * (1.0 - sigmoid)", "gate * (1.0 - sigmoid)", "numerics", SMALL),
     Bug("routing weight left out of A'", dh, "(act * route_m[:, None])", "(act)", "numerics", SMALL),
