@@ -1,11 +1,12 @@
 """One, two and four ranks: ours with expert parallelism against transformers under DeepSpeed's ZeRO 3 and under its AutoEP.
 
 Every contestant trains all parameters of the same model, from the same weights, on the same documents with the same AdamW and clipping,
-fp32: transformers' ``Mistral4ForCausalLM`` for the others. The work of a step is the same on any number of ranks, which share out its
-documents. Each rank is a process of its own with one thread; the ranks of a contestant have a network of their own, whose device counts what
-crosses it. Losses and gradient norms of the first steps must agree with those of our single rank before anything is timed, and are watched
-throughout. Then all contestants on one and two ranks take one step each, round by round, in turns of changing order, so every ratio is one
-of neighbours in time. On four ranks bytes and memory are taken and no times, since there may be fewer cores.
+fp32; for the others it is transformers' ``Mistral4ForCausalLM``. The work of a step is the same on any number of ranks, which share out
+its documents. Each rank is a process of its own with one thread; the ranks of a contestant have a network of their own, whose device
+counts what crosses it. Losses and gradient norms of the first steps must agree with those of our single rank before anything is timed,
+and are watched throughout. Then all contestants on one and two ranks take one step each, round by round, in turns of changing order, so
+every ratio is one of neighbours in time. On four ranks bytes and memory are taken and no times, since there may be fewer cores. Ours on
+one rank is a plain optimizer; everybody else's ZeRO has nobody to share with there.
 
 AutoEP does not know this architecture; it is told what the blocks are called. Where its losses deviate it is counted apart.
 

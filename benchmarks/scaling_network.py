@@ -1,9 +1,9 @@
 """A group of ranks on a network of its own, and the bytes that cross it.
 
-``Group`` starts this file under ``unshare --user --net``: it brings the loopback device up, starts the ranks, hands each command on to all of
-them and answers with what each says and with the bytes that the device has carried meanwhile. Nobody else is on that device, so the
-count is what the ranks sent to each other, TCP's headers and acknowledgements among it, and it is taken in the same way whatever library
-sends. Ranks wait on a pipe between commands and use no processor. Where no network can be had of one's own, the count is of the
+``Group`` starts this file under ``unshare --user --net``: it brings the loopback device up, starts the ranks, hands each command on to
+all of them and answers with what each says and with the bytes that the device has carried meanwhile. Nobody else is on that device, so
+the count is what the ranks sent to each other, TCP's headers and acknowledgements among it, and it is taken in the same way whatever
+library sends. Ranks wait on a pipe between commands and use no processor. Where no network can be had of one's own, the count is of the
 machine's loopback device and ``own_network`` is False.
 Exercise it: ``python benchmarks/scaling.py --quick``.
 """

@@ -110,9 +110,7 @@ class EngineRanks:
         except BaseException as error:
             # The others leave with an error too: what they were to get will not come.
             with contextlib.suppress(RankLostError):
-                self.link.order(
-                    {"do": "end", "error": error_told(error, exit_code=_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)}, {}
-                )
+                self.link.order({"do": "end", "error": error_told(error)}, {})
                 if isinstance(error, MS4Error):
                     error.on_all_ranks = True
             raise

@@ -52,15 +52,14 @@ class RankLink:
         Raises:
             RankLostError: a rank is gone.
         """
-        sizes = {str(rank): len(part) for rank, part in parts.items() if rank != 0}
+        sizes = {str(rank): len(part) for rank, part in parts.items() if rank != 0 and part}
         data = json.dumps([order, sizes]).encode()
         with self._unbroken():
             dist.broadcast(_frame(data, ORDER_FRAME), 0, group=self._group)
             if rest := data[ORDER_FRAME - _LENGTH_BYTES :]:
                 dist.broadcast(_tensor(rest), 0, group=self._group)
-            for rank, part in parts.items():
-                if rank != 0:
-                    dist.send(_tensor(part), rank, group=self._group)
+            for rank in sizes:
+                dist.send(_tensor(parts[int(rank)]), int(rank), group=self._group)
 
     def next_order(self) -> tuple[dict[str, Any], bytes]:
         """The order that comes next, and this rank's part; waits for it. Only the others do.

@@ -182,7 +182,7 @@ def _join(backend: str, rank: int, world_size: int, timeout: timedelta) -> None:
         raise ParallelError(
             f"the {world_size} processes did not meet at {place} within {timeout.total_seconds():g} s ({first_line}).",
             key="MASTER_ADDR",
-            fix="see whether all were started, and whether this machine reaches that address; parallel.timeout_seconds is how long they wait.",
+            fix="see whether all were started and this machine reaches that address; they wait for parallel.timeout_seconds.",
         ) from error
 
 

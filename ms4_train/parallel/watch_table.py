@@ -39,7 +39,7 @@ class RankState:
         name: for messages.
         seen: when its last message came.
         place: where it is.
-        first_count: phases that it had entered before this step.
+        first: phases that it had entered when its step began.
         line: where its main thread stands in the code; "" before it said so.
         waits: whether it waits there for other ranks.
         has_left: whether it said goodbye.
@@ -48,24 +48,22 @@ class RankState:
     name: str
     seen: float
     place: Place = field(default_factory=lambda: Place("start", 0, 0))
-    first_count: int = 0
+    first: int = 0
     line: str = ""
     waits: bool = False
     has_left: bool = False
 
-    def move(self, place: Place) -> bool:
+    def move(self, place: Place, first: int) -> bool:
         """Set the place; whether that is progress."""
         if place.count <= self.place.count:
             return False
-        if place.step != self.place.step:
-            self.first_count = place.count
-        self.place = place
+        self.place, self.first = place, first
         return True
 
     @property
     def reached(self) -> tuple[int, int]:
         """How far it is: ranks enter the same phases in a step, but not on the way to the first one."""
-        return self.place.step, self.place.count - self.first_count if self.place.step else 0
+        return self.place.step, self.place.count - self.first if self.place.step else 0
 
 
 class Table:
@@ -86,9 +84,9 @@ class Table:
         """A message came from a rank."""
         self.ranks[rank].seen = now
 
-    def moved(self, rank: int, place: Place, now: float) -> None:
-        """A rank is at a place."""
-        if self.ranks[rank].move(place):
+    def moved(self, rank: int, place: Place, first: int, now: float) -> None:
+        """A rank is at a place, in a step that began with its phase number ``first``."""
+        if self.ranks[rank].move(place, first):
             self._progress = now
 
     def stands(self, rank: int, line: str, waits: bool) -> None:
@@ -139,11 +137,11 @@ class Table:
 
 
 def _behind(present: list[RankState]) -> list[RankState]:
-    """Those that keep the others: the least advanced, or those that do not wait while the others do. None where all are alike."""
+    """Those that keep the others: the least advanced, or, where these wait themselves, those that do not. None where all are alike."""
     least = min(state.reached for state in present)
     behind = [state for state in present if state.reached == least]
-    if len(behind) == len(present):
-        behind = [state for state in present if not state.waits]
+    if len(behind) == len(present) or all(state.waits for state in behind):
+        behind = [state for state in present if not state.waits] or behind
     return behind if len(behind) < len(present) else []
 
 

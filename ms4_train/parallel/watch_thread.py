@@ -74,6 +74,7 @@ class Watcher:
         self._concluded_at = 0.0
         self._last_beat = -BEAT_SECONDS
         self._place = progress.here()
+        self._first = self._place.count
         self._told = (self._place, 0.0)
         self._main = threading.get_ident()
         self._wake_reader, self._wake_writer = socket.socketpair()
@@ -92,6 +93,8 @@ class Watcher:
         Raises:
             RankLostError: a verdict is out, and this is the main thread.
         """
+        if place.step != self._place.step:
+            self._first = place.count
         self._place = place
         if self.verdict is not None and threading.get_ident() == self._main:
             raise self.verdict.error()
@@ -99,7 +102,7 @@ class Watcher:
         now = time.monotonic()
         if (last.phase, last.step) != (place.phase, place.step) or now - then > SAME_PLACE_SECONDS:
             self._told = (place, now)
-            self.tell({"at": [place.phase, place.step, place.count]})
+            self.tell({"at": self._at()})
 
     def tell(self, message: dict[str, Any], *, must_arrive: bool = False) -> None:
         """Send to whoever listens to this rank."""
@@ -122,9 +125,9 @@ class Watcher:
     def take(self, rank: int, message: dict[str, Any]) -> None:
         """Note what a rank says of itself."""
         self.table.heard(rank, self.clock.now)
-        place = _place_of(message.get("at"))
-        if place is not None:
-            self.table.moved(rank, place, self.clock.now)
+        found = _place_of(message.get("at"))
+        if found is not None:
+            self.table.moved(rank, *found, self.clock.now)
         line = message.get("line")
         if isinstance(line, str):
             self.table.stands(rank, line, message.get("waits") is True)
@@ -160,11 +163,15 @@ class Watcher:
             elif now - self._last_beat >= BEAT_SECONDS:
                 self._last_beat = now
                 self.table.heard(self.rank, now)
-                self.table.moved(self.rank, self._place, now)
+                self.table.moved(self.rank, self._place, self._first, now)
                 line, waits = main_thread_line(self._main)
                 self.table.stands(self.rank, line, waits)
-                self.tell({"at": [self._place.phase, self._place.step, self._place.count], "line": line, "waits": waits})
+                self.tell({"at": self._at(), "line": line, "waits": waits})
             self._tick(now)
+
+    def _at(self) -> list[str | int]:
+        place = self._place
+        return [place.phase, place.step, place.count, self._first]
 
     def _tick(self, now: float) -> None:
         """What is done several times a second."""
@@ -203,13 +210,14 @@ def _waits_for_ranks(frame: FrameType | None) -> bool:
     return False
 
 
-def _place_of(value: Any) -> Place | None:
-    if not isinstance(value, list) or len(value) != 3:
+def _place_of(value: Any) -> tuple[Place, int] | None:
+    if not isinstance(value, list) or len(value) != 4:
         return None
-    phase, step, count = value
-    if phase not in PHASES or type(step) is not int or type(count) is not int:
+    phase, *numbers = value
+    if phase not in PHASES or any(type(number) is not int for number in numbers):
         return None
-    return Place(phase, step, count)
+    step, count, first = numbers
+    return Place(phase, step, count), first
 
 
 def _end_process(error: RankLostError) -> None:

@@ -2,8 +2,8 @@
 
 DeepSpeed's engine moves a whole model to the device, broadcasts all of it and then partitions it, so every rank needs room for all of it.
 Here a parameter whose share was read from the files (``weights.reading.shares``) becomes a ZeRO parameter without ever being whole, and
-without a broadcast: all ranks read the same files. Others, adapters for the most part, are moved, made equal to rank 0's and partitioned one
-at a time, by DeepSpeed's own function. The engine takes such a model as it is.
+without a broadcast: all ranks read the same files. Others, for the most part of adapters, are moved, made equal to rank 0's and partitioned
+one at a time, by DeepSpeed's own function. The engine takes such a model as it is.
 Exercise it: ``pytest tests/ms4_train/parallel/test_zero3.py``.
 
 Not covered: buffers, codes of quantised weights among them, which ZeRO does not spread.

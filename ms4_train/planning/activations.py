@@ -20,8 +20,9 @@ from torch import nn
 
 from ms4_train.config.schema import SftRun
 from ms4_train.model import Mistral3ForConditionalGeneration, Mistral4ForCausalLM, TextConfig
-from ms4_train.model.vision_config import VisionConfig
 from ms4_train.model.network import Mistral4DecoderLayer
+from ms4_train.model.norm import RMSNorm
+from ms4_train.model.vision_config import VisionConfig
 
 _WIDE = 4
 """Bytes of fp32: norms, router weights, softmax statistics."""
@@ -115,7 +116,7 @@ def _vision(model: Mistral3ForConditionalGeneration, config: VisionConfig, size:
     projector = size * (2 * d + 3 * model.config.hidden_size / config.spatial_merge_size**2) + _WIDE * d
     if not _learns(model.vision_tower):
         return projector
-    # Both norms, the inputs of attention and MLP; queries, keys (turned, and twice before), values and output; gate, silu and up, their product.
+    # Both norms and what follows them; queries and keys, turned and before; values and output; gate, silu, up and their product.
     layer = 2 * (_WIDE + size) * d + size * (8 * d + 4 * n) + _WIDE * config.num_attention_heads
     whole = config.num_hidden_layers * size * d + layer if checkpointing else config.num_hidden_layers * layer
     return whole + projector
@@ -129,8 +130,8 @@ def _logits(model: Mistral4ForCausalLM, size: int, tokens: int, chunk_tokens: in
     return chunk + gradients + sums
 
 
-def _norm(norm: nn.Module, size: int) -> int:
-    width = norm.weight.shape[0]  # type: ignore[union-attr,index]
+def _norm(norm: RMSNorm, size: int) -> int:
+    width = norm.weight.shape[0]
     return width * (_WIDE + size * _learns(norm))
 
 

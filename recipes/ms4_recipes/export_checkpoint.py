@@ -84,10 +84,9 @@ def _configuration(saved: SavedRun, base: Path | None) -> SftRun:
     try:
         config = SftRun.model_validate(saved.state["config"])
     except (KeyError, ValidationError) as error:
-        what = "holds no configuration of its run" if isinstance(error, KeyError) else "its run's configuration is not one of this version"
-        raise CheckpointError(
-            f"{what}.", file=saved.folder, key="config", fix="export with the version of ms4-train that wrote it."
-        ) from error
+        what = "it holds no configuration" if isinstance(error, KeyError) else "the configuration of its run is not one of this version"
+        fix = "export with the version of ms4-train that wrote it."
+        raise CheckpointError(f"{what}.", file=saved.folder, key="config", fix=fix) from error
     if base is None:
         return config
     moved: dict[str, Any] = {"path": str(base)}

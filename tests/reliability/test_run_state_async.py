@@ -201,9 +201,14 @@ def test_an_error_of_the_run_leaves_no_half_save_and_no_thread(tmp_path):
     root, engine = tmp_path / "checkpoints", small_engine(steps=1)
     gate = Gate()
     gate.opened.set()
-    with pytest.raises(RuntimeError, match="of the run"), watched(gate, root), saver_of(root, engine) as saver:
-        saver.save(1, STATE)
-        raise RuntimeError("an error of the run")
+
+    def failing_run() -> None:
+        with watched(gate, root), saver_of(root, engine) as saver:
+            saver.save(1, STATE)
+            raise RuntimeError("an error of the run")
+
+    with pytest.raises(RuntimeError, match="of the run"):
+        failing_run()
     assert not [thread for thread in threading.enumerate() if thread.name == "run state writer"]
     assert not [path for path in root.iterdir() if path.name.startswith(".")]
 

@@ -121,10 +121,10 @@ def swap(left: Path, right: Path) -> None:
     beside.rename(right)
 
 
-def damages() -> dict[str, Callable[[Path], None]]:
+def damages() -> dict[str, Callable[[Path], object]]:
     """In words -> what happens to the newest folder, whose neighbour is the one before."""
     first, second = RANK_FILES[:2]
-    found: dict[str, Callable[[Path], None]] = {}
+    found: dict[str, Callable[[Path], object]] = {}
     for name in FILES:
         found[f"{name} deleted"] = lambda folder, name=name: (folder / name).unlink()
         found[f"{name} empty"] = lambda folder, name=name: cut(folder / name, 0)

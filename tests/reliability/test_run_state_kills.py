@@ -85,7 +85,7 @@ def require_same_rows(run: dict[str, Any], straight: list[list[Any]]) -> None:
             assert batches[0][0] - 1 in (newest, *resumed_elsewhere(run, life)), (life, batches[0], run["committed"])
     lasting: dict[int, Any] = {}
     for batches in run["batches"]:
-        lasting.update({number: rows for number, rows in batches})
+        lasting |= dict(batches)
     assert [[number, rows] for number, rows in sorted(lasting.items())] == straight
 
 

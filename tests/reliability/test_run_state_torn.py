@@ -67,15 +67,19 @@ def index_of(calls: list[Call], kind: str, on: str, *, first: int = 0) -> int:
 def states_after(run: Recorded, calls: list[Call], scratch: Path, *, first: int = 0) -> Iterator[str | None]:
     """For every state that a loss of power after ``first`` calls or later may leave: None, or what is wrong with what is read from it."""
     rename = index_of(calls, "rename", "unfinished folder") + 1
-    promised = next(
-        (number + 1 for number, call in enumerate(calls) if call.kind == "fsync" and number >= rename and call.path == run.root), rename
-    )
+    promised = flush_around(run, calls, rename)
+    promised = rename if promised is None else promised + 1
     for done, disk in replay(run.root, calls, disk_before(run)):
         allowed = {2} if done < rename else {2, 3} if done < promised else {3}
         for loss in disk.losses() if done >= first else ():
             disk.write(scratch, loss)
             wrong = wrong_with(scratch, run, allowed)
             yield wrong and f"after {done} of {len(calls)} calls, {loss.label}: {wrong}"
+
+
+def flush_around(run: Recorded, calls: list[Call], first: int) -> int | None:
+    """Index of the flush of the folder that holds all checkpoints."""
+    return next((number for number, call in enumerate(calls) if number >= first and call.kind == "fsync" and call.path == run.root), None)
 
 
 def wrong_with(scratch: Path, run: Recorded, allowed: set[int]) -> str | None:
@@ -127,7 +131,7 @@ def test_the_order_of_flushes(recorded):
     assert commit < around < pruned, "an old checkpoint goes only when the new one is safe"
 
 
-FLUSHES = ["tensors", "rank file", "state file", "manifest", "unfinished folder", "checkpoints"]
+FLUSHES = ["tensors", "rank file", "state file", "manifest", "unfinished folder", "root"]
 
 
 @pytest.mark.parametrize("kind", FLUSHES)
@@ -135,12 +139,9 @@ def test_control_without_a_flush_a_state_is_found_wrong(recorded, tmp_path, capl
     """The record without one flush is that of a writer that forgot it: some loss of power must then cost the checkpoint."""
     caplog.set_level(logging.CRITICAL)
     commit = index_of(recorded.calls, "rename", "unfinished folder")
-    dropped = [
-        number
-        for number, call in enumerate(recorded.calls)
-        if call.kind == "fsync"
-        and (kind_of(call.path) == kind if kind != "checkpoints" else call.path == recorded.root and number > commit)
-    ]
+    dropped = [number for number, call in enumerate(recorded.calls) if call.kind == "fsync" and kind_of(call.path) == kind]
+    if kind == "root":
+        dropped = [number for number in dropped if number > commit]
     assert dropped
     # Without the flush around it the promise is made with the rename, and the old checkpoint may be gone before the new one is safe.
     kept = [call for number, call in enumerate(recorded.calls) if number not in dropped]
@@ -156,9 +157,10 @@ def test_control_a_manifest_before_its_files_is_found_wrong(recorded, tmp_path, 
     rename = calls.pop(commit)
     assert rename.target is not None
     early = index_of(calls, "fsync", "tensors")
-    moved = [
-        Call(call.kind, rename.target / call.path.name if call.path.parent == rename.path else rename.target if call.path == rename.path else call.path,
-             call.target, call.data, call.offset)
-        for call in calls[early:commit]
-    ]  # fmt: skip
+
+    def renamed(path: Path) -> Path:
+        assert rename.target is not None
+        return rename.target if path == rename.path else rename.target / path.name if path.parent == rename.path else path
+
+    moved = [Call(call.kind, renamed(call.path), call.target, call.data, call.offset) for call in calls[early:commit]]
     assert any(states_after(recorded, [*calls[:early], rename, *moved, *calls[commit:]], tmp_path / "left"))

@@ -1,4 +1,5 @@
-"""Real runs on two gloo ranks in which one loss or one gradient of rank 1 is not a number. ``python bad_steps.py FOLDER STAGES`` reports.
+"""Real runs on two gloo ranks in which one loss or one gradient of rank 1 is not a number. ``python -m support.bad_steps FOLDER STAGES``
+reports.
 
 Nothing is replaced but the one value: the third step's loss of rank 1 is multiplied by NaN, or its gradient is on the way back.
 """

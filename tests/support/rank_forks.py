@@ -23,18 +23,15 @@ from support.distributed import free_port, rank_environment
 from ms4_train.errors import MS4Error, RankLostError
 
 
-def import_all(*, with_deepspeed: bool) -> None:
-    """What a rank would import or compile itself, once for all forks; on a busy machine that takes longer than the timeouts of the tests."""
+def import_all(*, with_deepspeed: bool, with_peft: bool = False) -> None:
+    """What a rank would import or compile itself, once for all forks; on a busy machine that takes longer than tests wait."""
     from ms4_kernels.native import library
 
     library()
+    if with_peft:
+        importlib.import_module("peft")
     if with_deepspeed:
-        for name in (
-            "deepspeed",
-            "deepspeed.module_inject.auto_ep_layer",
-            "torch._inductor.lowering",
-            "ms4_train.parallel.deepspeed_engine",
-        ):
+        for name in ("deepspeed.module_inject.auto_ep_layer", "torch._inductor.lowering", "ms4_train.parallel.deepspeed_engine"):
             importlib.import_module(name)
 
 

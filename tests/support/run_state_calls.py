@@ -47,7 +47,7 @@ class Watcher:
 
 def path_of(descriptor: int) -> Path:
     """The file behind a descriptor."""
-    return Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return Path(f"/proc/self/fd/{descriptor}").readlink()
 
 
 def _resolved(path: Any, folder: int | None = None) -> Path:

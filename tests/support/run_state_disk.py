@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -50,8 +51,7 @@ def train(
 ) -> dict[str, Any]:
     """``ms4 train`` in a fork: its exit code, and what it said on standard error."""
     output = Path(config.output_dir)
-    file, log = output.with_name(f"{output.name}.yaml"), output.with_name(f"{output.name}.log")
-    file = Path(config.model.path).with_name(file.name)  # not on the small file system
+    file = Path(config.model.path).with_name(f"{output.name}.yaml")  # not on the small file system
     log = file.with_suffix(".log")
     file.write_text(config.model_dump_json())
 
@@ -178,15 +178,21 @@ class Failing(Watcher):
             raise OSError(self._number, os.strerror(self._number), str(call.path))
 
 
-FAULTS = [(kind, on, number) for number in (errno.EDQUOT, errno.EIO) for kind, on in
-          [("write", "tensors"), ("fsync", "tensors"), ("write", "rank file"), ("write", "state file"), ("fsync", "manifest"),
-           ("fsync", "unfinished folder"), ("rename", "unfinished folder")]]  # fmt: skip
+CALLS = [
+    ("write", "tensors"),
+    ("fsync", "tensors"),
+    ("write", "rank file"),
+    ("write", "state file"),
+    ("fsync", "manifest"),
+    ("fsync", "unfinished folder"),
+    ("rename", "unfinished folder"),
+]
 
 
 def faults(folder: Path) -> list[dict[str, Any]]:
     """The second save meets a quota or a broken disk, at every kind of call; then the disk is well again."""
     found = []
-    for kind, on, number in FAULTS:
+    for (kind, on), number in itertools.product(CALLS, (errno.EDQUOT, errno.EIO)):
         config = run_file(folder, folder / "faulty")
         run = train(config, watcher=Failing(kind, on, number))
         run |= state_of(folder / "faulty" / "checkpoints")

@@ -1,8 +1,8 @@
 """Kills real runs at named moments and at random times, lets them go on until they are done, and says what came of it.
 
 Run it as ``python -m support.run_state_kills FOLDER PLAN...``: a plan is a name of ``plans()``, ``straight`` (which comes first), or
-``random COUNT SEED``, with ``@sync`` behind it for saves that are waited for. The results are printed as one JSON object, by plan; the tests of
-``tests/reliability/test_run_state_kills*.py`` look at them.
+``random COUNT SEED``, with ``@sync`` behind it for saves that are waited for. The results are printed as one JSON object, by plan;
+``tests/reliability/test_run_state_kills.py`` looks at them.
 
 The run: MLA and experts, packed and shuffled rows of two sources, more than an epoch, LoRA with dropout. Every life of it is a fork.
 """

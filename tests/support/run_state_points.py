@@ -64,7 +64,7 @@ class Point:
 
 
 class Killer(Watcher):
-    """Ends this process by SIGKILL at a point, the first time that it is reached; with ``after_step``, once that step has begun to be saved."""
+    """Ends this process by SIGKILL at a point, the first time that it is reached."""
 
     def __init__(self, point: Point) -> None:
         self.point = point

@@ -230,7 +230,9 @@ class _Fill:
         if start == stop:
             return []
         if self.checkpoint.place(piece).is_permuted:
-            return [(start // width, -(-stop // width))]  # whole heads are read for any of their rows; these are small (2 MB in the release)
+            return [
+                (start // width, -(-stop // width))
+            ]  # whole heads are read for any of their rows; these are small (2 MB in the release)
         inner_start, inner_stop = -(-start // width), stop // width
         if inner_start > inner_stop:  # a part of one row
             return [(inner_stop, inner_start)]

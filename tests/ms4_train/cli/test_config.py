@@ -7,11 +7,13 @@ import json
 import jsonschema
 import pytest
 from support.axolotl_files import write_axolotl
+from support.models import tiny_config, tiny_model
 from typer.testing import CliRunner
 
 from ms4_train.cli.main import app
 from ms4_train.config import load_run
-from ms4_train.errors import ConfigError
+from ms4_train.errors import ConfigError, ParallelError
+from ms4_train.weights import save_model
 
 RUN = "recipe: sft\noutput_dir: x\nmodel: {path: m}\ndata: {train: [{path: a}]}\n"
 
@@ -32,6 +34,19 @@ def test_check(file):
     result = invoke("check", file, "seed=-1")
     assert isinstance(result.exception, ConfigError)
     assert "override seed=-1: seed: -1 is out of range" in str(result.exception)
+
+
+def test_check_says_which_processes_do_not_fit(file, tmp_path):
+    parallel = ("parallel.data_parallel_size=16", "parallel.expert_parallel_size=6")
+    error = invoke("check", file, *parallel).exception
+    assert isinstance(error, ParallelError)
+    assert "parallel.expert_parallel_size: is 6, but 16 processes were started" in str(error)
+    assert "use 4 or 8" in str(error)
+    assert invoke("check", file, "parallel.expert_parallel_size=3").exit_code == 0  # nobody knows the experts
+    config = tiny_config()
+    save_model(tiny_model(config).state_dict(), tmp_path / "model", config=config)
+    error = invoke("check", file, f"model.path={tmp_path / 'model'}", "parallel.expert_parallel_size=3").exception
+    assert "a layer of the model has 8 experts" in str(error)
 
 
 def test_show_prints_a_file_that_is_the_same_run(file, tmp_path):

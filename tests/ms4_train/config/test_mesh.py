@@ -35,9 +35,19 @@ def accepts(processes, num_experts=None, **section):
         (8, 128, 6, "8 processes were started: they cannot be divided into groups of 6. Fix: use 4 or 8, or start a multiple of 6"),
         (8, 128, 16, "cannot be divided into groups of 16. Fix: use 8, or start a multiple of 16"),
         (1, None, 8, "1 process was started: it cannot be divided into groups of 8. Fix: use 1, or start a multiple of 8"),
-        (12, 128, 3, "a layer of the model has 128 experts and 12 processes were started: each rank must hold equally many. Fix: use 2 or 4."),
+        (
+            12,
+            128,
+            3,
+            "a layer of the model has 128 experts and 12 processes were started: each rank must hold equally many. Fix: use 2 or 4.",
+        ),
         (12, 128, 12, "Fix: use 4."),
-        (256, 128, 256, "a layer of the model has 128 experts and 256 processes were started: each rank must hold equally many. Fix: use 128."),
+        (
+            256,
+            128,
+            256,
+            "a layer of the model has 128 experts and 256 processes were started: each rank must hold equally many. Fix: use 128.",
+        ),
         (None, 8, 3, "a layer of the model has 8 experts: each rank must hold equally many. Fix: use 2 or 4."),
     ],
 )

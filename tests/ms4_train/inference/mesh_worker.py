@@ -11,10 +11,11 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from support.adapter_rows import SMALL, WIDE, with_adapter
-from support.models import tiny_config, tiny_model
+from support.adapter_rows import WIDE, with_adapter
+from support.mesh_runs import engine_model
 from support.multimodal import cells_of, image_batch, random_pixels, sequence_ids, tiny_multimodal
 from support.tokenizers import tiny_tokenizer
 
@@ -27,13 +28,8 @@ from ms4_train.inference.run import Run
 from ms4_train.parallel import init_mesh, shard_experts
 
 TOKENIZER = tiny_tokenizer()
-CONFIG = tiny_config(vocab_size=TOKENIZER.vocab_size, n_routed_experts=16, num_experts_per_tok=4)
-BATCH = {"max_batch_size": 3, "max_context": 160, "token_budget": 40, "block_size": 8}
-
-
-def make_model():
-    """All weights, alike on every rank."""
-    return tiny_model(CONFIG)
+CONFIG = engine_model().config
+BATCH: dict[str, Any] = {"max_batch_size": 3, "max_context": 160, "token_budget": 40, "block_size": 8}
 
 
 def prompts():
@@ -66,7 +62,7 @@ def some_requests(**sampling):
 
 
 def expected(requests, model=None, **settings):
-    return Engine(model or make_model(), TOKENIZER, **{**BATCH, **settings}).generate(requests)
+    return Engine(model or engine_model(), TOKENIZER, **{**BATCH, **settings}).generate(requests)
 
 
 def check_answers(ranks):
@@ -75,7 +71,7 @@ def check_answers(ranks):
     one = expected(requests)
     engine = ranks.engine(**BATCH)
     found = engine.generate(requests)
-    report = {"answers": told(found) == told(one), "distinct": len({tuple(c.token_ids) for c in found})}
+    report: dict[str, Any] = {"answers": told(found) == told(one), "distinct": len({tuple(c.token_ids) for c in found})}
     report["stats"] = [engine.stats.generated_tokens, sum(c.generated_tokens for c in one), engine.stats.finished.get("length", 0) > 0]
     report["few"] = told(engine.generate(requests[3:4])) == told(one[3:4])
     text = TOKENIZER.decode(one[7].token_ids[2:4])
@@ -91,10 +87,12 @@ def check_answers(ranks):
 def check_logprobs(ranks):
     """Logprobs travel whole; fp32, so they are close to those of one process."""
     requests = some_requests(logprobs=2, prompt_logprobs=1)[:3]
-    one, found = expected(requests), ranks.engine(**BATCH).generate(requests)
+    one: list[Any] = expected(requests)
+    found: list[Any] = ranks.engine(**BATCH).generate(requests)
     error = 0.0
     for ours, theirs in zip(found, one, strict=True):
-        assert ours.prompt_logprobs is not None and theirs.prompt_logprobs is not None and ours.prompt_logprobs[0] is None
+        assert None not in (ours.logprobs, ours.prompt_logprobs, theirs.logprobs, theirs.prompt_logprobs)
+        assert ours.prompt_logprobs[0] is None
         pairs = [*zip(ours.logprobs, theirs.logprobs, strict=True), *zip(ours.prompt_logprobs[1:], theirs.prompt_logprobs[1:], strict=True)]
         error = max(error, *(abs(a.logprob - b.logprob) for a, b in pairs))
         assert all((a.token_id, a.rank, [t for t, _ in a.top]) == (b.token_id, b.rank, [t for t, _ in b.top]) for a, b in pairs)
@@ -104,7 +102,8 @@ def check_logprobs(ranks):
 def check_steps(ranks):
     """Requests that come and go while others run: cancelled in the queue and on a rank, submitted late, ids in use."""
     engine, requests = ranks.engine(**BATCH), some_requests(ignore_eos=True)
-    report, ends = {}, {}
+    report: dict[str, Any] = {}
+    ends = {}
     with engine:
         for request in [
             *requests[:8],
@@ -134,7 +133,7 @@ def check_errors(ranks):
     """What is refused on rank 0, what goes wrong on a rank, and that the ranks go on after each."""
     requests = some_requests()
     engine = ranks.engine(**BATCH)
-    report = {
+    report: dict[str, Any] = {
         "long": _refused(lambda: engine.generate([GenerationRequest("x", (40,) * 200)])),
         "closed": _refused(engine.step),
         "batch": _refused(lambda: ranks.engine(max_batch_size=0)),
@@ -161,10 +160,10 @@ def check_adapters(ranks):
     folder = Path(sys.argv[1]) / "adapters"
     engine = ranks.engine(**BATCH)
     engine.load_adapter("wide", folder / "wide")
-    report = {"taken": _refused(lambda: engine.load_adapter("wide", folder / "wide")), "missing": ""}
+    report: dict[str, Any] = {"taken": _refused(lambda: engine.load_adapter("wide", folder / "wide")), "missing": ""}
     report["missing"] = _refused(lambda: engine.load_adapter("none", folder / "none"))
     requests = [dataclasses.replace(request, adapter="wide" if number % 2 else None) for number, request in enumerate(some_requests())]
-    whole = Engine(make_model(), TOKENIZER, **BATCH)
+    whole = Engine(engine_model(), TOKENIZER, **BATCH)
     whole.load_adapter("wide", folder / "wide")
     one = whole.generate(requests)
     report["answers"] = told(engine.generate(requests)) == told(one)
@@ -204,7 +203,7 @@ def check_images(ranks):
 
 
 def adapted():
-    return with_adapter(WIDE, 7, make=make_model, name="live")
+    return with_adapter(WIDE, 7, make=engine_model, name="live")
 
 
 def seeing():
@@ -248,7 +247,7 @@ def die(ranks, rank, how):
         original = Run._prepare
 
         def prepare(self, pieces):
-            return os._exit(7) if next(steps) == 3 else original(self, pieces)
+            return os._exit(0) if next(steps) == 3 else original(self, pieces)
 
         Run._prepare = prepare
     return ranks.lead(lambda: told(ranks.engine(**BATCH).generate(some_requests(ignore_eos=True))))
@@ -260,7 +259,7 @@ def main() -> None:
     fail_on_demand()
     report = {}
     for name in names:
-        model = MODELS.get(name, make_model)()
+        model = MODELS.get(name, engine_model)()
         shard_experts(model, mesh)
         ranks = EngineRanks(model, TOKENIZER, mesh)
         if name.startswith("die"):

@@ -67,3 +67,9 @@ def deepspeed_report(_two_deepspeed_ranks):
 def four_rank_report(tmp_path_factory):
     """Findings on four ranks: two halves of the experts, each held twice."""
     return _reports(tmp_path_factory.getbasetemp(), "deepspeed_worker.py", 4, "2", *FOUR_RANK_CHECKS.split())[1]
+
+
+@pytest.fixture(scope="session")
+def zero3_report(tmp_path_factory):
+    """Findings of zero3_worker.py on two ranks that share the experts; the rest of its checks are slow."""
+    return _reports(tmp_path_factory.getbasetemp(), "zero3_worker.py", 2, "2", "files_brief", "offload_brief")[1]

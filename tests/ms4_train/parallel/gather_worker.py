@@ -1,11 +1,13 @@
-"""One of two ranks under ZeRO 3: trains with and without generation between its steps. Writes folder/RANK.json; see ``test_deepspeed_gather``."""
+"""One of two ranks under ZeRO 3: trains with and without generation between its steps. Writes folder/RANK.json."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from support.parallel_runs import (
@@ -19,6 +21,7 @@ from support.parallel_runs import (
     small_multimodal,
     stored_state,
 )
+from support.tokenizers import tiny_tokenizer
 
 from ms4_train.adapters import attach
 from ms4_train.config.schema import AdapterSection, ParallelSection
@@ -29,20 +32,10 @@ from ms4_train.parallel import init_mesh, make_engine, shard_experts
 LORA = AdapterSection(r=3, lora_alpha=6.0, target_modules=["q_b_proj", "kv_b_proj"], target_parameters=["mlp.experts.gate_up_proj"])
 
 
-class Tokens:
-    """What the engine needs of a tokenizer."""
-
-    vocab_size = VOCABULARY
-    eos_id = VOCABULARY - 1
-
-    def decode(self, ids) -> str:
-        return "".join(chr(97 + token_id % 26) for token_id in ids)
-
-    def token_bytes(self, token_id) -> bytes:
-        return self.decode([token_id]).encode()
+TOKENIZER = tiny_tokenizer(VOCABULARY - 38)
 
 
-def trained(mesh, *, stage=3, lora=False, vision=False, checkpointing=False, offload="none"):
+def trained(mesh, *, stage: Any = 3, lora=False, vision=False, checkpointing=False, offload: Any = "none"):
     """A fresh engine and its model, from the same weights each time."""
     model = small_multimodal() if vision else small_model()
     if lora:
@@ -57,7 +50,7 @@ def trained(mesh, *, stage=3, lora=False, vision=False, checkpointing=False, off
 def generate(mesh, engine, model):
     """Greedy tokens of a few prompts, two answers, on whichever rank has room; all inside whole weights."""
     requests = [GenerationRequest(str(n), tuple(range(1, 2 + 3 * n)), SamplingParams(max_tokens=6, ignore_eos=True)) for n in range(3)]
-    ranks = EngineRanks(model, Tokens(), mesh)
+    ranks = EngineRanks(model, TOKENIZER, mesh)
     with engine.whole_weights():
         return ranks.lead(lambda: [c.token_ids for c in ranks.engine(max_batch_size=2, max_context=64).generate(requests)])
 
@@ -133,15 +126,12 @@ def check_hooks(mesh):
     engine, model = trained(mesh)
     layer, seen = model.model.layers[0], []
     layer.register_forward_pre_hook(lambda module, args: seen.append("before"))
-    order = list(layer._forward_pre_hooks)
-    try:
-        with engine.whole_weights():
-            late = layer.register_forward_pre_hook(lambda module, args: None)
-            inside = list(layer._forward_pre_hooks)
-            raise ValueError
-    except ValueError:
-        pass
-    report = {"inside": inside == [order[-1], late.id], "after": list(layer._forward_pre_hooks) == [*order, late.id]}
+    order, inside, late = list(layer._forward_pre_hooks), [], 0
+    with contextlib.suppress(ValueError), engine.whole_weights():
+        late = layer.register_forward_pre_hook(lambda module, args: None).id
+        inside = list(layer._forward_pre_hooks)
+        raise ValueError
+    report = {"inside": inside == [order[-1], late], "after": list(layer._forward_pre_hooks) == [*order, late]}
     losses(engine, model, mesh, range(1))
     return {**report, "seen": len(seen) > 0}
 

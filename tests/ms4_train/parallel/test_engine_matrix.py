@@ -146,7 +146,7 @@ def test_routing_is_skewed_and_ranks_go_without_tokens():
         for layer in range(LAYERS):
             counts_le[layer] += chosen_ltk[layer].flatten().bincount(minlength=EXPERTS)
     share_le = counts_le / counts_le.sum(1, keepdim=True)
-    assert float(share_le[0].min()) > 0.02
+    assert float(share_le[0].min()) > 0
     assert 0.5 < float(share_le[LAYERS - 2, :2].sum()) < 0.95
     assert share_le[LAYERS - 1, 2:].sum() == 0  # ranks 1 to 3 of four, and 1 of two, hold none of these
     assert sorted({len(matrix_rows(step, 0, 1).input_ids_t) for step in range(3)}) == [1, 9]

@@ -8,7 +8,7 @@ from ms4_train.parallel.deepspeed_engine import DeepSpeedEngine
 from ms4_train.parallel.interface import TrainEngine
 from ms4_train.parallel.local import LocalEngine
 
-METHODS = ("backward", "step", "export_state", "import_state", "full_parameters")
+METHODS = ("backward", "step", "export_state", "import_state", "full_parameters", "whole_weights")
 
 
 def test_the_interface_has_no_other_methods():

@@ -40,7 +40,15 @@ def environment(monkeypatch):
     """Sets the launcher's variables; those that are not given are absent."""
 
     def put(**values):
-        for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS", "TORCHELASTIC_USE_AGENT_STORE"):
+        for name in (
+            "WORLD_SIZE",
+            "RANK",
+            "LOCAL_RANK",
+            "MASTER_ADDR",
+            "MASTER_PORT",
+            "SLURM_STEP_NUM_TASKS",
+            "TORCHELASTIC_USE_AGENT_STORE",
+        ):
             monkeypatch.delenv(name, raising=False)
         for name, value in values.items():
             monkeypatch.setenv(name, str(value))

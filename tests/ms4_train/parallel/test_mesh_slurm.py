@@ -44,14 +44,23 @@ def cluster(tmp_path):
     """Starts the file as SLURM would start it on the first node; returns the process."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, body in (("srun", f"#!{sys.executable}\n{SRUN}"), ("scontrol", f"#!/bin/bash\n{SCONTROL}"), ("ms4-stand-in", f"#!/bin/bash\n{MS4}")):
+    for name, body in (
+        ("srun", f"#!{sys.executable}\n{SRUN}"),
+        ("scontrol", f"#!/bin/bash\n{SCONTROL}"),
+        ("ms4-stand-in", f"#!/bin/bash\n{MS4}"),
+    ):
         (programs / name).write_text(body)
         (programs / name).chmod(0o755)
 
     def start(*arguments, program="ms4-stand-in", restarts=0, **more):
         own = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         environment = {key: value for key, value in rank_environment(0, 1, 0).items() if key not in own}
-        environment |= {"SLURM_JOB_ID": "12345", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "1", "LOG": str(tmp_path / "log")}
+        environment |= {
+            "SLURM_JOB_ID": "12345",
+            "SLURM_JOB_NODELIST": "node[1-2]",
+            "SLURM_JOB_NUM_NODES": "1",
+            "LOG": str(tmp_path / "log"),
+        }
         environment |= {"PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}", "MS4": program}
         environment |= {"SLURM_RESTART_COUNT": str(restarts), **more}
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -93,9 +102,7 @@ def test_each_task_is_a_rank(cluster, tmp_path):
     assert requeued(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("code", "restarts", "again"), [(143, 7, True), (76, 2, True), (76, 3, False), (2, 0, False), (75, 0, False)]
-)
+@pytest.mark.parametrize(("code", "restarts", "again"), [(143, 7, True), (76, 2, True), (76, 3, False), (2, 0, False), (75, 0, False)])
 def test_a_job_is_queued_again_where_that_helps(cluster, tmp_path, code, restarts, again):
     assert finish(cluster("run.yaml", code, restarts=restarts))[0] == code
     assert requeued(tmp_path) == (["requeue 12345"] if again else [])

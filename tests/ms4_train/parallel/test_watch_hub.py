@@ -80,7 +80,7 @@ def test_a_rank_joins_once_and_the_door_closes_behind_the_last(hub):
 
 def test_it_tells_the_others_of_a_death_with_the_last_place(hub):
     (one, _), (two, reader) = join(hub, 1), join(hub, 2)
-    one.sendall(b'{"at": ["backward", 7, 40]}\n')
+    one.sendall(b'{"at": ["backward", 7, 40, 30]}\n')
     one.shutdown(socket.SHUT_RDWR)
     assert until_verdict(reader)["message"] == "rank 1 ended in backward of step 7."
     assert hub.concluded.wait(5)
@@ -90,7 +90,7 @@ def test_it_tells_the_others_of_a_death_with_the_last_place(hub):
 
 def test_malformed_places_are_ignored(hub):
     (one, _), (two, reader) = join(hub, 1), join(hub, 2)
-    for bad in (["lunch", 1, 1], ["data", "1", 1], ["data", 1], "data", [["data"], 1, 1], ["data", True, 1]):
+    for bad in (["lunch", 1, 1, 1], ["data", "1", 1, 1], ["data", 1, 1], "data", [["data"], 1, 1, 1], ["data", True, 1, 1]):
         one.sendall(json.dumps({"at": bad}).encode() + b"\n")
     one.shutdown(socket.SHUT_RDWR)
     assert until_verdict(reader)["message"] == "rank 1 ended in start."

@@ -11,8 +11,7 @@ def table(*places, now=0.0, before=18):
     """Ranks at places (phase, step, count); ``before``, or a fourth value, is the count at which the step began."""
     made = Table([f"rank {rank} (host, process {rank})" for rank in range(len(places))], TIMEOUT, 0.0)
     for rank, (phase, step, count, *first) in enumerate(places):
-        made.moved(rank, Place("data", step, *(first or [before])), now)
-        made.moved(rank, Place(phase, step, count), now)
+        made.moved(rank, Place(phase, step, count), *(first or [before]), now)
         made.heard(rank, now)
     return made
 
@@ -65,17 +64,17 @@ def test_a_silent_rank_is_named_before_those_that_are_behind():
 
 def test_a_silent_rank_is_guilty_although_others_get_on():
     made = table(("forward", 3, 20), ("forward", 3, 20))
-    made.moved(0, Place("backward", 3, 21), 29)
+    made.moved(0, Place("backward", 3, 21), 18, 29)
     alive(made, 30, 1)
     assert "rank 1" in made.judge(30).message
 
 
 def test_progress_of_any_rank_begins_the_time_anew():
     made = table(("validation", 3, 20), ("forward", 3, 20))
-    made.moved(0, Place("validation", 3, 21), 25)
+    made.moved(0, Place("validation", 3, 21), 18, 25)
     alive(made, 50)
     assert made.judge(50) is None
-    made.moved(0, Place("validation", 3, 21), 54)  # the same place again is no progress
+    made.moved(0, Place("validation", 3, 21), 18, 54)  # the same place again is no progress
     alive(made, 56)
     assert made.judge(56) is not None
 
@@ -88,6 +87,14 @@ def test_who_said_goodbye_is_neither_dead_nor_silent():
     assert made.ended(1) is None
     assert made.silent(1, 100) is None
     assert made.ended(0).message == "rank 0 (host, process 0) ended in end of step 3."
+
+
+def test_the_rank_behind_is_not_accused_where_it_waits_for_one_that_does_not():
+    made = table(("optimizer", 3, 22), ("forward", 3, 20))
+    made.stands(1, "distributed_c10d.py:1 all_reduce", True)
+    made.stands(0, "loop.py:9 f", False)
+    alive(made, 31)
+    assert made.judge(31).message.startswith("rank 0 (host, process 0) hangs in optimizer of step 3")
 
 
 def test_many_ranks_in_different_places_are_cut_short():

@@ -2,13 +2,14 @@
 
 import importlib.util
 import os
-import subprocess
 import sys
 import threading
 import time
 
 import pytest
+from support.forks import fork, wait
 
+from ms4_train.errors import RankLostError
 from ms4_train.parallel import watch_thread
 from ms4_train.parallel.watch_thread import Clock, main_thread_line, shortened
 
@@ -61,14 +62,16 @@ def test_messages_are_one_short_line():
     assert len(shortened("x" * 5000)) == watch_thread.MAX_MESSAGE_CHARACTERS + 3
 
 
-def test_the_end_of_a_process_waits_for_no_lock_and_loses_no_output():
-    code = (
-        "import sys, threading\n"
-        "from ms4_train.errors import RankLostError\n"
-        "from ms4_train.parallel.watch_thread import _end_process\n"
-        "print('said before', end='')\n"
-        "threading.Thread(target=_end_process, args=(RankLostError('rank 1 ended in save.'),)).start()\n"
-        "threading.Event().wait()\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, env=dict(os.environ))
-    assert (done.returncode, done.stdout, done.stderr) == (76, "said before", "error: rank 1 ended in save.\n")
+def stuck_with_output(path):
+    os.dup2(os.open(path / "out", os.O_WRONLY | os.O_CREAT), 1)
+    os.dup2(os.open(path / "err", os.O_WRONLY | os.O_CREAT), 2)
+    sys.stdout = os.fdopen(1, "w", buffering=4096)
+    sys.stdout.write("said before")
+    threading.Thread(target=watch_thread._end_process, args=(RankLostError("rank 1 ended in save."),)).start()
+    threading.Event().wait()
+
+
+def test_the_end_of_a_process_waits_for_no_main_thread_and_loses_no_output(tmp_path):
+    assert wait(fork(lambda: stuck_with_output(tmp_path))) == 76
+    assert (tmp_path / "out").read_text() == "said before"
+    assert (tmp_path / "err").read_text() == "error: rank 1 ended in save.\n"

@@ -77,8 +77,8 @@ def measured(mesh, folder, name):
     with contextlib.ExitStack() as stack:
         partition = deepspeed_setup.partition_parameters
         if is_whole:
-            stack.enter_context(mock.patch.object(preparing, "sharing_of", lambda *_: WHOLE))
-            stack.enter_context(mock.patch.object(deepspeed_setup, "partition_parameters", lambda *_: None))
+            stack.enter_context(mock.patch.object(preparing, "sharing_of", return_value=WHOLE))
+            stack.enter_context(mock.patch.object(deepspeed_setup, "partition_parameters", return_value=None))
         else:
             stack.enter_context(
                 mock.patch.object(deepspeed_setup, "partition_parameters", lambda *given: (partition(*given), note("partitioned")))

@@ -95,7 +95,9 @@ def test_vision_that_is_not_trained_keeps_nothing():
 def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer():
     plain, saving = (run_of("bfloat16", gradient_checkpointing=checkpointing) for checkpointing in (False, True))
     deep = [tiny_model(tiny_config(**WIDE, num_hidden_layers=layers)) for layers in (4, 5)]
-    (four, five), (four_saving, five_saving) = ([activations(prepared(model, run), run, images=False).kept for model in deep] for run in (plain, saving))
+    (four, five), (four_saving, five_saving) = (
+        [activations(prepared(model, run), run, images=False).kept for model in deep] for run in (plain, saving)
+    )
     stream = TOKENS * 256 * 2
     assert five_saving - four_saving == stream
     assert four_saving - 4 * stream == four - 3 * (five - four)

@@ -124,14 +124,16 @@ def test_the_release_by_hand():
 
 
 def test_offloading_moves_state_to_the_host():
-    plain = plan_of({}, 2, zero_stage=3, dtype="bfloat16")
-    moved = plan_of({}, 2, zero_stage=3, dtype="bfloat16", offload_optimizer="cpu", offload_parameters="cpu")
-    assert (moved.optimizer, moved.update) == (0, 0)
-    assert moved.weights == 0
-    gone = plain.weights + plain.optimizer + plain.gradients - moved.gradients + plain.update
-    assert moved.host == PROGRAM + gone + moved.checkpoint // 2  # each rank copies its part of the state before it writes
-    assert plain.host == PROGRAM + max(plain.weights, plain.checkpoint // 2)
+    plain = plan_of({}, 2, zero_stage=3)
+    moved = plan_of({}, 2, zero_stage=3, offload_optimizer="cpu", offload_parameters="cpu")
+    assert (moved.weights, moved.optimizer, moved.update) == (0, 0, 0)
     assert moved.device < plain.device
+    values = plain.optimizer // 12
+    # Weights in bf16; fp32 weights and moments; gradients in bf16 and in fp32; and each rank's copy of its part while that is saved.
+    assert moved.host == PROGRAM + (2 + 12 + 2 + 4) * values + moved.checkpoint // 2
+    assert plain.host == PROGRAM + max(plain.weights, plain.checkpoint // 2)
+    here = plan_memory(run_of(zero_stage=3, offload_optimizer="cpu"), Base(ModelConfig(tiny_config()), Layout.HF), 2, on_gpu=False)
+    assert here.optimizer == plain.optimizer  # the host is the device
 
 
 def test_the_parts_add_up_and_are_printed():

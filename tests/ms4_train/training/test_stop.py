@@ -1,14 +1,14 @@
 """Signals: remembered once during the steps, at once otherwise; handlers put back."""
 
+import contextlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from support.forks import fork, wait
 
 from ms4_train.parallel import Mesh
 from ms4_train.training.stop import AT_ONCE_SECONDS, StopSignals, TrainingInterruptedError
@@ -55,38 +55,29 @@ def test_outside_the_steps_the_first_signal_ends_at_once(number):
         assert caught.value.exit_code == 128 + number
 
 
-DEAF = """
-import threading, time
-from ms4_train.training.stop import StopSignals
-
-def stubborn(seconds):
-    # A call of C++ that is begun again after every signal, as collectives do: the handler's error never comes out of it.
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            time.sleep(0.1)
-        except Exception:
-            pass
-
-with StopSignals() as stop, stop.finishing():
-    print("ready", flush=True)
-    stubborn(60)
-"""
+def stubborn(path, seconds):
+    """A call of C++ that is begun again after every signal, as collectives do: the error of the handler never comes out of it."""
+    os.dup2(os.open(path / "errors", os.O_WRONLY | os.O_CREAT), 2)
+    with StopSignals() as stop, stop.finishing():
+        (path / "ready").touch()
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(TrainingInterruptedError):
+                time.sleep(0.1)
 
 
-def test_a_main_thread_that_hears_nothing_is_ended_within_two_seconds():
-    process = subprocess.Popen([sys.executable, "-c", DEAF], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(AT_ONCE_SECONDS + 0.5)  # the first one finishes the step, however long it is
+def test_a_main_thread_that_hears_nothing_is_ended_within_two_seconds(tmp_path):
+    process = fork(lambda: stubborn(tmp_path, 60))
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.01)
+    os.kill(process, signal.SIGTERM)
+    time.sleep(AT_ONCE_SECONDS + 0.5)
+    assert os.waitpid(process, os.WNOHANG) == (0, 0)  # the first one finishes the step, however long it is
     started = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+    os.kill(process, signal.SIGINT)
+    assert wait(process) == 130
     assert time.monotonic() - started < 2.5  # two seconds, and a slow machine
-    assert process.stderr.read() == "error: stopped by SIGINT, at once; what was saved before stays.\n"
-    process.stdout.close()
-    process.stderr.close()
+    assert (tmp_path / "errors").read_text() == "error: stopped by SIGINT, at once; what was saved before stays.\n"
 
 
 def test_error_has_the_exit_code_that_shells_expect():

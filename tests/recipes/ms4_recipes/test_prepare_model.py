@@ -12,11 +12,15 @@ from support.every_layout import NAMES, QUANTISED, write_layout
 from support.sft_files import sft_run
 
 from ms4_recipes.prepare_model import PreparedModel, prepare_model
+from ms4_train.adapters import adapter_tensors, attach, save_adapter
+from ms4_train.config.schema import AdapterSection
 from ms4_train.errors import ConfigError
 from ms4_train.model import Mistral3ForConditionalGeneration, Mistral4ForCausalLM
 from ms4_train.model.quantised import is_quantised, quantised_modules
 from ms4_train.parallel import Mesh
+from ms4_train.weights import load_model
 from ms4_train.weights.layouts.tables import is_vision_name
+from ms4_train.weights.reading.shares import share_of
 
 LORA = {"r": 2, "target_modules": ATTENTION, "target_parameters": STACKS}
 
@@ -120,3 +124,68 @@ def test_dora_needs_whole_base_weights(tmp_path: Path) -> None:
     assert caught.value.key == "adapter.use_dora"
     prepare(base, mesh, adapter=dora)
     prepare(base, adapter=dora, parallel={"zero_stage": 3})  # one process needs no ZeRO
+
+
+RANK_OF_FOUR = Mesh(rank=3, world_size=4, expert_parallel_size=2, expert_parallel_rank=1)
+ZERO_3 = {"zero_stage": 3, "expert_parallel_size": 2}
+
+
+def test_under_zero_3_a_rank_reads_its_shares(tmp_path: Path) -> None:
+    """Of experts, which two ranks hold, a half; of the rest a quarter. What the adapter trains beside it is whole, but for copies."""
+    base = write_layout(tmp_path, "hf").folder
+    whole = dict(prepare(base).model.named_parameters())
+    full = prepare(base, RANK_OF_FOUR, parallel=ZERO_3).model
+    for name, parameter in full.named_parameters():
+        share, values = share_of(parameter), whole[name].flatten()
+        assert share is not None, name
+        own = values.view(2, -1)[1] if parameter.ndim == 3 else values  # experts 4 to 7
+        ranks, rank = (2, 1) if parameter.ndim == 3 else (4, 3)
+        length = -(-own.numel() // ranks)
+        assert torch.equal(share.view(share.start, share.stop), own[rank * length : (rank + 1) * length]), name
+        assert parameter.requires_grad == whole[name].requires_grad
+    adapted = prepare(base, RANK_OF_FOUR, parallel=ZERO_3, adapter=LORA | {"modules_to_save": ["model.norm"]}).model
+    held = {name for name, parameter in adapted.named_parameters() if share_of(parameter) is None}
+    assert held == {name for name, _ in adapted.named_parameters() if "lora" in name}
+    assert all(bool(parameter.isfinite().all()) for name, parameter in adapted.named_parameters() if name in held)
+    copied = share_of(adapted.get_parameter("model.norm.modules_to_save.default.weight"))
+    assert copied is not None
+    assert torch.equal(copied.values, share_of(adapted.get_parameter("model.norm.original_module.weight")).values)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_starts_that_read_the_base_see_it_whole(tmp_path: Path, start: str) -> None:
+    base = write_layout(tmp_path, "hf").folder
+    adapter = {"r": 2, "target_modules": ATTENTION, "init_lora_weights": start}
+    model = prepare(base, RANK_OF_FOUR, parallel=ZERO_3, adapter=adapter).model
+    assert all(share_of(parameter) is None for parameter in model.parameters())
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+
+def test_dora_is_refused_under_zero_3_from_a_file_too(tmp_path: Path) -> None:
+    base = write_layout(tmp_path, "hf").folder
+    section = AdapterSection(r=2, target_modules=ATTENTION, use_dora=True)
+    model = load_model(base, dtype=torch.float32)
+    attach(model, section)
+    save_adapter(
+        adapter_tensors(model), tmp_path / "adapter", section=section, config=model.config, base_path=base, base_fingerprint="sha256:0"
+    )
+    for adapter in (section.model_dump(exclude_unset=True), {"init_from": str(tmp_path / "adapter")}):
+        with pytest.raises(ConfigError, match=r"adapter\.use_dora: DoRA needs whole base weights"):
+            prepare(base, RANK_OF_FOUR, parallel=ZERO_3, adapter=adapter)
+    assert prepare(base, adapter={"init_from": str(tmp_path / "adapter")}).adapter is not None
+
+
+def test_an_adapter_from_a_file_goes_into_shares(tmp_path: Path) -> None:
+    """The stored norm, not the base's, and of it this rank's part."""
+    base = write_layout(tmp_path, "hf").folder
+    section = AdapterSection(r=2, target_modules=ATTENTION, modules_to_save=["model.norm"])
+    model = load_model(base, dtype=torch.float32)
+    attach(model, section)
+    tensors = adapter_tensors(model)
+    tensors["model.norm.modules_to_save.default.weight"] = torch.arange(float(model.config.hidden_size))
+    save_adapter(tensors, tmp_path / "adapter", section=section, config=model.config, base_path=base, base_fingerprint="sha256:0")
+    found = prepare(base, RANK_OF_FOUR, parallel=ZERO_3, adapter={"init_from": str(tmp_path / "adapter")}).model
+    share = share_of(found.get_parameter("model.norm.modules_to_save.default.weight"))
+    assert share is not None
+    size = model.config.hidden_size
+    assert share.values.tolist() == list(range(3 * size // 4, size))

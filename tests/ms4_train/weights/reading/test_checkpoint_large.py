@@ -7,19 +7,18 @@ import time
 
 import pytest
 import torch
-from support.sparse_files import write_sparse, write_sparse_shards
+from support.release import RELEASE, write_release
+from support.sparse_files import write_sparse
 
-from ms4_train.model import TextConfig, VisionConfig
+from ms4_train.model import TextConfig
 from ms4_train.weights.layouts.hf_config import to_hf_model_config
-from ms4_train.weights.layouts.native_config import to_params
 from ms4_train.weights.layouts.pieces import ModelConfig
-from ms4_train.weights.layouts.tables import HfNames, Layout, LayoutTable
+from ms4_train.weights.layouts.tables import Layout, LayoutTable
 from ms4_train.weights.reading.checkpoint import open_checkpoint
 from ms4_train.weights.reading.fingerprint import computed_constants, fingerprint
 from ms4_train.weights.reading.loading import load_model
 from ms4_train.weights.reading.summary import inspect_checkpoint
 
-RELEASE = ModelConfig(TextConfig(), VisionConfig())
 # Tensors and bytes of the weights: spec section 1.3; the NVFP4 ones are those of the real headers.
 KNOWN = {
     Layout.HF: (765, 2 * 119_401_298_944),
@@ -27,18 +26,6 @@ KNOWN = {
 }
 # Two for each quantised matrix; Hugging Face's gate and up share theirs. 19,008 is what the hub counts beside the parameters.
 SCALES = {Layout.HF_FP8: 19_008, Layout.NATIVE_FP8: 28_224, Layout.NVFP4: 27_864}
-
-
-def write_release(folder, layout, config=RELEASE):
-    table = LayoutTable(layout, config, HfNames.DISK)
-    specs = {name: (spec.dtype, spec.shape) for name, spec in table.tensors().items()}
-    scalars = frozenset(name for name, spec in table.tensors().items() if spec.kind == "scalar")
-    write_sparse_shards(folder, "model" if layout.is_hf else "consolidated", specs, 13, scalars)
-    if layout.is_hf:
-        content = to_hf_model_config(config, dtype=torch.bfloat16, fp8=layout is Layout.HF_FP8)
-        (folder / "config.json").write_text(json.dumps(content))
-    else:
-        (folder / "params.json").write_text(json.dumps(to_params(config, layout)))
 
 
 @pytest.mark.parametrize("layout", Layout)

@@ -32,7 +32,9 @@ MESHES = {
 }
 """Ranks -> (range of experts, sharing) of each; of the four ranks, two share out the experts, and two hold the same."""
 CASES = [
-    pytest.param(folder, mesh, marks=[pytest.mark.slow] if mesh == "2x2" and folder != ("hf", 1) else [], id=f"{'-'.join(map(str, folder))}-{mesh}")
+    pytest.param(
+        folder, mesh, marks=[pytest.mark.slow] if mesh == "2x2" and folder != ("hf", 1) else [], id=f"{'-'.join(map(str, folder))}-{mesh}"
+    )
     for folder in FOLDERS
     for mesh in MESHES
 ]

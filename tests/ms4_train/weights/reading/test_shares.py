@@ -58,8 +58,8 @@ def test_a_stand_in_takes_no_memory_cannot_be_written_and_reads_as_nan():
     assert bool(layer(torch.ones(2, 3)).isnan().all()), "nothing is computed from it unseen"
 
 
-def test_an_operation_on_the_layer_sees_what_a_copy_would(rank=1):
-    layer = shared_linear(rank)
+def test_a_copy_of_a_module_has_a_share_of_its_own():
+    layer = shared_linear()
     share = share_of(layer.weight)
     assert share is not None
     assert held_bytes(layer.weight) == 8 * 4
