@@ -180,6 +180,7 @@ def verdicts(found: Found) -> list[str]:
             other = summary(found, name, ranks)
             if other["apart_from_one_rank"] > TOLERANCE:
                 lines.append(f"{name} on {ranks} ranks deviates by {other['apart_from_one_rank']:.1e}: counted apart")
+                continue
             fewer = other["bytes_sent"] / ours["bytes_sent"]
             lines.append(f"bytes, {ranks} ranks: {_bar(fewer > 1)}: {name} sends {fewer:.2f}x ours")
             if "wall_times_ours" in other:

@@ -47,8 +47,8 @@ class Work:
     hidden_size: int = 512
     expert_width: int = 256
     num_experts: int = 32
-    num_layers: int = 3
-    vocab_size: int = 4096
+    num_layers: int = 2
+    vocab_size: int = 2048
     documents: int = 8
     length: int = 512
 
@@ -164,6 +164,7 @@ def build_peer(work: Work, zero: dict[str, Any], expert_parallel: dict[str, Any]
             groups = configure_moe_param_groups(groups)  # as DeepSpeed does with an optimizer of its own
         return torch.optim.AdamW(groups, lr=TRAINING.learning_rate, weight_decay=TRAINING.weight_decay, fused=True)
 
+    parameters: Any = list(model.parameters())
     rows_bs = work.rows(rank, ranks)
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": len(rows_bs),
@@ -175,9 +176,8 @@ def build_peer(work: Work, zero: dict[str, Any], expert_parallel: dict[str, Any]
     if expert_parallel is not None:
         _register_preset()
         config["expert_parallel"] = expert_parallel
-    engine, *_ = deepspeed.initialize(
-        model=model, model_parameters=list(model.parameters()), optimizer=optimizer, config=config, dist_init_required=False
-    )
+    made = deepspeed.initialize(model=model, model_parameters=parameters, optimizer=optimizer, config=config, dist_init_required=False)
+    engine: Any = made[0]
     targets_bs = rows_bs[:, 1:].contiguous()
     batch = {"input_ids": rows_bs[:, :-1].contiguous(), "labels": targets_bs, "shift_labels": targets_bs}
 

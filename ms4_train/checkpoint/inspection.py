@@ -119,7 +119,8 @@ def chosen_checkpoints(path: Path, *, every: bool = False) -> list[Path]:
 def found_checkpoints(root: Path) -> list[FoundCheckpoint]:
     """Everything in a run's folder of checkpoints, by step; of the same step, committed ones first."""
     losses = _losses(root.parent / METRICS_NAME)
-    running = is_running(root.parent)
+    # Asking takes the lock for a moment, in which a run could not start, so it is asked only where the answer matters.
+    running = any(root.glob(f"{TEMPORARY_PREFIX}*")) and is_running(root.parent)
     found = []
     for folder in sorted(root.iterdir(), key=lambda item: (item.name.startswith("."), item.name)):
         if (match := _NAME.fullmatch(folder.name)) and folder.is_dir():

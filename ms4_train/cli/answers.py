@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ms4_train.chat import Answer, ChatTokenizer
-    from ms4_train.inference import Completion, ConstraintSpec, Engine, GenerationRequest, SamplingParams
+    from ms4_train.inference import Completion, ConstraintSpec, GenerationRequest, SamplingParams
+    from ms4_train.inference.calls import StepEngine
 
 MAX_SCHEMA_BYTES = 1 << 20
 
@@ -192,7 +193,7 @@ class Reply:
     completion: Completion | None
 
 
-def stream_reply(engine: Engine, tokenizer: ChatTokenizer, request: GenerationRequest, console: Console) -> Reply:
+def stream_reply(engine: StepEngine, tokenizer: ChatTokenizer, request: GenerationRequest, console: Console) -> Reply:
     """Shows an answer on ``console`` while it comes. Ctrl-C ends it, and what came before is its answer.
 
     Raises:

@@ -37,6 +37,8 @@ Examples:
 
   ms4 eval run configs/eval/server.yaml endpoint.servers.0.base_url=http://127.0.0.1:8000/v1
 
+  ms4 eval run run.yaml --nproc 8 parallel.expert_parallel_size=8
+
 The same command goes on after it was interrupted, and repeats no finished sample.
 """
 RESUME_EXAMPLES = """
@@ -70,6 +72,9 @@ def run(
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value, as often as needed.", show_default=False)] = None,
     allow_errors: _AllowErrors = False,
     unsafe: _Unsafe = False,
+    nproc: Annotated[
+        int | None, typer.Option("--nproc", metavar="N", help="Start N processes on this machine, one per GPU.", show_default=False)
+    ] = None,
 ) -> None:
     """Evaluate a model and report score and output length in both reasoning modes."""
     from ms4_train.config import load_run
@@ -79,6 +84,12 @@ def run(
     config = load_run(file, [*(overrides or []), *flags])
     if not isinstance(config, EvalRun):
         raise ConfigError(f"recipe {config.recipe} does not evaluate.", file=file, key="recipe", fix=f"run `ms4 train {file}`.")
+    if nproc is not None:
+        from ms4_train.cli.launch import launch, require_launchable
+
+        require_launchable(nproc)
+        if nproc > 1:
+            raise typer.Exit(launch(["eval", "run", str(file), *(overrides or []), *flags], nproc))
     from ms4_recipes import evaluate as program
 
     program.run(config)

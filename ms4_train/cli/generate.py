@@ -5,6 +5,7 @@ Exercise it: ``pytest tests/ms4_train/cli/test_generate.py``, or ``ms4 generate 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from dataclasses import asdict
@@ -26,6 +27,7 @@ from ms4_train.cli.answers import (
     thinking_state,
     user_message,
 )
+from ms4_train.cli.generate_ranks import generate_on_ranks, is_rank, launched
 from ms4_train.cli.model_options import (
     AdapterOption,
     Dtype,
@@ -47,8 +49,9 @@ from ms4_train.cli.model_options import (
 from ms4_train.errors import EngineError
 
 if TYPE_CHECKING:
-    from ms4_train.chat import Answer
-    from ms4_train.inference import Completion
+    from ms4_train.chat import Answer, ChatTokenizer
+    from ms4_train.inference import Completion, GenerationRequest
+    from ms4_train.inference.calls import StepEngine
 
 MAX_STDIN_CHARACTERS = 4 << 20
 EXAMPLES = """
@@ -63,6 +66,8 @@ Examples:
   ms4 generate MODEL "A recipe for bread" --json-schema recipe.schema.json --n 3 --temperature 0.7
 
   ms4 generate MODEL - --adapter runs/lora/adapter --json < question.txt
+
+  ms4 generate MODEL "Why is the sky blue?" --nproc 8       # the experts shared out over eight GPUs
 """
 
 
@@ -121,23 +126,45 @@ def generate(
     dtype: DtypeOption = Dtype.auto,
     keep_quantised: KeepQuantisedOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per answer instead of text.")] = False,
+    nproc: Annotated[
+        int | None, typer.Option("--nproc", metavar="N", help="Share out the experts over N processes, one per GPU.", show_default=False)
+    ] = None,
 ) -> None:
     """Generate one answer: thinking dimmed, then the answer."""
-    messages = [*system_messages(system, model), user_message(_read_prompt(prompt), image or [])]
+    options = AnswerOptions(temperature, top_p, max_tokens, seed, thinking_budget, None, n)
+    modes = list(Mode) if both_modes else [mode]
+    if nproc is not None and launched(model, nproc):
+        return
+
+    def ask(chat_tokenizer: ChatTokenizer, limit: int) -> list[GenerationRequest]:
+        messages = [*system_messages(system, model), user_message(_read_prompt(prompt), image or [])]
+        asked = dataclasses.replace(options, schema=read_schema(json_schema))
+        if n > 1 and any(asked.sampling(each).temperature == 0 for each in modes):
+            raise EngineError(f"at temperature 0 all {n} answers are the same.", key="--n", fix="give --temperature 0.7, say.")
+        return [make_request(chat_tokenizer, limit, messages, each, asked) for each in modes]
+
+    def answer(engine: StepEngine, chat_tokenizer: ChatTokenizer, requests: list[GenerationRequest]) -> None:
+        _print_answers(engine, chat_tokenizer, requests, as_json=as_json)
+
+    batch = min(n * len(modes), 32)
+    if is_rank():
+        generate_on_ranks(model, adapter, tokenizer, dtype, keep_quantised=keep_quantised, max_batch_size=batch, ask=ask, answer=answer)
+        return
+    chat_tokenizer, limit = open_model(model, adapter, tokenizer)
+    requests = ask(chat_tokenizer, limit)
+    answer(
+        load_engine(model, adapter, chat_tokenizer, dtype, keep_quantised=keep_quantised, max_batch_size=batch), chat_tokenizer, requests
+    )
+
+
+def _print_answers(engine: StepEngine, chat_tokenizer: ChatTokenizer, requests: list[GenerationRequest], *, as_json: bool) -> None:
+    """Answer all requests; a single one is shown while it comes, unless as JSON."""
     from rich.console import Console
 
     from ms4_train.inference import completion_answer
 
-    schema = read_schema(json_schema)
-    options = AnswerOptions(temperature, top_p, max_tokens, seed, thinking_budget, schema, n)
-    chat_tokenizer, limit = open_model(model, adapter, tokenizer)
-    modes = list(Mode) if both_modes else [mode]
-    if n > 1 and any(options.sampling(each).temperature == 0 for each in modes):
-        raise EngineError(f"at temperature 0 all {n} answers are the same.", key="--n", fix="give --temperature 0.7, say.")
-    requests = [make_request(chat_tokenizer, limit, messages, each, options) for each in modes]
-    engine = load_engine(model, adapter, chat_tokenizer, dtype, keep_quantised=keep_quantised, max_batch_size=min(n * len(modes), 32))
     console, notes = Console(), Console(stderr=True)
-    if len(modes) == n == 1 and not as_json:
+    if len(requests) == requests[0].n == 1 and not as_json:
         reply = stream_reply(engine, chat_tokenizer, requests[0], console)
         if reply.completion is None:
             raise KeyboardInterrupt
@@ -149,7 +176,8 @@ def generate(
             # Not through rich, which wraps and colours.
             sys.stdout.write(_as_json(completion, answer) + "\n")
             continue
-        console.print(f"mode {completion.request_id}" + (f", answer {completion.index + 1}" if n > 1 else ""), style="bold")
+        several = requests[0].n > 1
+        console.print(f"mode {completion.request_id}" + (f", answer {completion.index + 1}" if several else ""), style="bold")
         printer = AnswerPrinter(chat_tokenizer, console)
         for token_id in completion.token_ids:
             printer.push(token_id)

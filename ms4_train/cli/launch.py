@@ -44,8 +44,8 @@ def launch(arguments: list[str], nproc: int, *, program: Sequence[str] = MS4) ->
         program: what Python runs with these arguments: a script, or ``-m`` and a module.
 
     Returns:
-        0, or the exit code of the rank that failed first: a typed error's own, 128 plus the signal's number for one that was killed. That of
-        a rank that ended because another one was lost (76) counts only where there is no other.
+        0, or the exit code of the rank that failed first: that of its error, or 128 plus the signal's number where one killed it. The code
+        of a rank that ended because another one was lost (76) counts only where there is no other.
 
     Raises:
         ParallelError: ``nproc`` is below 1, or this process is itself a rank of some launcher.

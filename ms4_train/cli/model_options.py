@@ -16,6 +16,8 @@ from ms4_train.errors import AdapterError, WeightsError
 if TYPE_CHECKING:
     from ms4_train.chat import ChatTokenizer
     from ms4_train.inference import Engine
+    from ms4_train.model import Mistral4ForCausalLM
+    from ms4_train.parallel import Mesh
 
 DEFAULT_MAX_TOKENS = 2048
 
@@ -97,15 +99,32 @@ def load_engine(
 ) -> Engine:
     """The engine over the model and its adapter, on the GPU where there is one.
 
-    Says on standard error how the weights are held where they are quantised.
+    Args:
+        model, adapter, dtype, keep_quantised: as of ``load_network``.
+        chat_tokenizer: of the model.
+        max_batch_size: most answers computed at once.
+        max_context: most tokens of prompt and answer; None: the model's limit.
+
+    Raises:
+        MS4Error: the weights or the adapter cannot be used.
+    """
+    from ms4_train.inference import Engine
+
+    network = load_network(model, adapter, dtype, keep_quantised=keep_quantised)
+    limit = network.config.max_position_embeddings
+    return Engine(network, chat_tokenizer, max_batch_size=max_batch_size, max_context=max_context or limit)
+
+
+def load_network(
+    model: Path, adapter: Path | None, dtype: Dtype, *, keep_quantised: bool = False, mesh: Mesh | None = None
+) -> Mistral4ForCausalLM:
+    """The model and its adapter, on the GPU where there is one. Says on standard error how weights are held where they are quantised.
 
     Args:
         model, adapter: folders.
-        chat_tokenizer: of the model.
         dtype: of parameters and activations.
         keep_quantised: whether FP8 or NVFP4 weights stay as they are stored.
-        max_batch_size: most answers computed at once.
-        max_context: most tokens of prompt and answer; None: the model's limit.
+        mesh: of ranks that share out the experts: each reads its own, and rank 0 speaks. None: this process alone.
 
     Raises:
         MS4Error: the weights or the adapter cannot be used.
@@ -113,24 +132,26 @@ def load_engine(
     import torch
     from rich.console import Console
 
-    from ms4_train.inference import Engine
-    from ms4_train.weights import base_fingerprint, load_model, open_checkpoint
+    from ms4_train.parallel import Mesh, shard_experts
+    from ms4_train.weights import base_fingerprint, load_model, open_checkpoint, read_config
     from ms4_train.weights.reading.base_weights import base_weights_line
     from ms4_train.weights.reading.loading_bar import loading_bar
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    mesh = mesh or Mesh(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = mesh.device.type
     name = dtype.value if dtype is not Dtype.auto else ("bfloat16" if device == "cuda" else "float32")
-    notes = Console(stderr=True)
+    notes = Console(stderr=True, quiet=not mesh.is_main)
+    own = mesh.expert_range(read_config(model).n_routed_experts) if mesh.expert_parallel_size > 1 else None
     with notes.status(f"loading {model.name} ({name}, {device})"):
         with loading_bar(model.name, console=notes) as progress:
-            network = load_model(model, dtype=getattr(torch, name), dequantise=not keep_quantised, progress=progress)
+            network = load_model(model, dtype=getattr(torch, name), dequantise=not keep_quantised, expert_range=own, progress=progress)
         line = base_weights_line(open_checkpoint(model).layout, network)
         if adapter is not None:
             from ms4_train.adapters import load_adapter
 
             load_adapter(network, adapter, base_fingerprint=base_fingerprint(model))
-        network.to(device)
+        shard_experts(network, mesh)
+        network.to(mesh.device)
     if line is not None:
         notes.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
-    limit = network.config.max_position_embeddings
-    return Engine(network, chat_tokenizer, max_batch_size=max_batch_size, max_context=max_context or limit)
+    return network.eval()

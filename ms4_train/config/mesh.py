@@ -33,7 +33,7 @@ def check_mesh(section: ParallelSection, processes: int | None, num_experts: int
     given = section.data_parallel_size
     if given is not None and processes is not None and given != processes:
         raise ParallelError(
-            f"is {given}, but {_processes(processes)} started.",
+            f"is {given}, but {_processes(processes)}.",
             key="parallel.data_parallel_size",
             fix=f"set it to {processes} or leave it out, or start {given} ({_start(given)}).",
         )
@@ -58,14 +58,13 @@ def _check_expert_parallel(size: int, processes: int | None, num_experts: int | 
     key = "parallel.expert_parallel_size"
     offered = " or ".join(map(str, nearest(size, expert_parallel_sizes(processes, num_experts))))
     if processes is not None and processes % size:
-        only = processes == 1
         raise ParallelError(
-            f"is {size}, but {_processes(processes)} started: {'it' if only else 'they'} cannot be divided into groups of {size}.",
+            f"is {size}, but {_processes(processes)}, which cannot be divided into groups of {size}.",
             key=key,
             fix=f"use {offered}, or start a multiple of {size} ({_start(size)}).",
         )
     if num_experts is not None and num_experts % size:
-        over = "" if processes is None else f" and {_processes(processes)} started"
+        over = "" if processes is None else f", and {_processes(processes)}"
         raise ParallelError(
             f"is {size}, but a layer of the model has {num_experts} experts{over}: each rank must hold equally many.",
             key=key,
@@ -94,7 +93,7 @@ def _check_offload(section: ParallelSection, processes: int | None) -> None:
 
 
 def _processes(count: int) -> str:
-    return f"{count} process was" if count == 1 else f"{count} processes were"
+    return f"there {'is' if count == 1 else 'are'} {count} process{'' if count == 1 else 'es'}"
 
 
 def _start(count: int) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from ms4_train.errors import ParallelError
 from ms4_train.parallel.mesh import Mesh
 from ms4_train.weights.reading.shares import WHOLE, FlatShare, Sharing, move, take_share
 
@@ -24,6 +25,22 @@ def sharing_of(mesh: Mesh, zero_stage: int) -> Sharing:
     if mesh.world_size == 1 or zero_stage != 3:
         return WHOLE
     return Sharing(mesh.rank, mesh.world_size, mesh.expert_data_parallel_rank, mesh.expert_data_parallel_size)
+
+
+def require_same_base(mesh: Mesh, fingerprint: str) -> None:
+    """Make sure that all ranks read the same model: shares and experts are put together without a look at each other. Collective.
+
+    Raises:
+        ParallelError: some rank's model is another one; names the first.
+    """
+    everyone = mesh.all_gather_json(fingerprint)
+    other = next((rank for rank, found in enumerate(everyone) if found != everyone[0]), None)
+    if other is not None:
+        raise ParallelError(
+            f"holds another model for rank {other} than for rank 0 ({everyone[other]} and {everyone[0]}).",
+            key="model.path",
+            fix="give every node the same files.",
+        )
 
 
 def partition_parameters(model: nn.Module, mesh: Mesh, config: dict[str, Any]) -> None:

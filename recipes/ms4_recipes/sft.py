@@ -45,6 +45,7 @@ from ms4_train.errors import ConfigError
 from ms4_train.model import Mistral4ForCausalLM
 from ms4_train.parallel import Mesh, TrainEngine, init_mesh, make_engine, progress, shard_experts
 from ms4_train.parallel.watch import watched
+from ms4_train.parallel.zero3 import require_same_base
 from ms4_train.storage import require_free_bytes
 from ms4_train.tracking import Trackers, make_trackers
 from ms4_train.training import (
@@ -247,6 +248,7 @@ def train_run(plan: Plan, stop: StopSignals) -> TrainEngine:
     """The engine, the saved state, the trackers, and the loop."""
     config, mesh, saved, length = plan.config, plan.mesh, plan.saved, plan.length
     training, seed = config.training, config.seed
+    require_same_base(mesh, plan.base_fingerprint)
     shard_experts(plan.model, mesh)
     engine = make_engine(plan.model, mesh, training=training, parallel=config.parallel)
     peak = config.tracking.peak_flops or peak_flops(mesh.device, next(plan.model.parameters()).dtype)

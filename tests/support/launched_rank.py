@@ -21,7 +21,9 @@ def note(number, frame):
 
 
 def wait():
-    (folder / f"pid-{rank}").write_text(str(os.getpid()))
+    told = folder / f"told-{rank}"
+    told.write_text(str(os.getpid()))
+    told.rename(folder / f"pid-{rank}")  # whole for who waits for it
     time.sleep(60)
 
 

@@ -1,4 +1,4 @@
-"""Real runs on several gloo ranks of which one is killed, stopped or hangs. ``python -m support.rank_losses FOLDER quick|full`` prints a report.
+"""Real runs on several gloo ranks of which one is killed, stopped or hangs. ``python -m support.rank_losses FOLDER quick|full`` reports.
 
 The ranks are forks of one process that has imported everything, so a run costs little.
 """

@@ -230,9 +230,8 @@ class _Fill:
         if start == stop:
             return []
         if self.checkpoint.place(piece).is_permuted:
-            return [
-                (start // width, -(-stop // width))
-            ]  # whole heads are read for any of their rows; these are small (2 MB in the release)
+            # Whole heads are read for any of their rows; such a matrix is small (2 MB in the release).
+            return [(start // width, -(-stop // width))]
         inner_start, inner_stop = -(-start // width), stop // width
         if inner_start > inner_stop:  # a part of one row
             return [(inner_stop, inner_start)]

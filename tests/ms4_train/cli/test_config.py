@@ -40,7 +40,7 @@ def test_check_says_which_processes_do_not_fit(file, tmp_path):
     parallel = ("parallel.data_parallel_size=16", "parallel.expert_parallel_size=6")
     error = invoke("check", file, *parallel).exception
     assert isinstance(error, ParallelError)
-    assert "parallel.expert_parallel_size: is 6, but 16 processes were started" in str(error)
+    assert "parallel.expert_parallel_size: is 6, but there are 16 processes" in str(error)
     assert "use 4 or 8" in str(error)
     assert invoke("check", file, "parallel.expert_parallel_size=3").exit_code == 0  # nobody knows the experts
     config = tiny_config()

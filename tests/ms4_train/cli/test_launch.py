@@ -1,4 +1,4 @@
-"""Ranks of one machine: their environment, their output, their signals, and how all of them end. The ranks are ``support.launched_rank``."""
+"""Ranks of one machine: their environment, output and signals, and how all of them end. The ranks are ``support.launched_rank``."""
 
 import contextlib
 import json

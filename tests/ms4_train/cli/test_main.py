@@ -31,6 +31,7 @@ COMMANDS = [
     "serve",
     "eval",
     "leaderboard",
+    "checkpoint",
     "config",
     "doctor",
 ]

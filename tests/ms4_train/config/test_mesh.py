@@ -32,21 +32,21 @@ def accepts(processes, num_experts=None, **section):
 @pytest.mark.parametrize(
     ("processes", "num_experts", "size", "said"),
     [
-        (8, 128, 6, "8 processes were started: they cannot be divided into groups of 6. Fix: use 4 or 8, or start a multiple of 6"),
+        (8, 128, 6, "there are 8 processes, which cannot be divided into groups of 6. Fix: use 4 or 8, or start a multiple of 6"),
         (8, 128, 16, "cannot be divided into groups of 16. Fix: use 8, or start a multiple of 16"),
-        (1, None, 8, "1 process was started: it cannot be divided into groups of 8. Fix: use 1, or start a multiple of 8"),
+        (1, None, 8, "there is 1 process, which cannot be divided into groups of 8. Fix: use 1, or start a multiple of 8"),
         (
             12,
             128,
             3,
-            "a layer of the model has 128 experts and 12 processes were started: each rank must hold equally many. Fix: use 2 or 4.",
+            "a layer of the model has 128 experts, and there are 12 processes: each rank must hold equally many. Fix: use 2 or 4.",
         ),
         (12, 128, 12, "Fix: use 4."),
         (
             256,
             128,
             256,
-            "a layer of the model has 128 experts and 256 processes were started: each rank must hold equally many. Fix: use 128.",
+            "a layer of the model has 128 experts, and there are 256 processes: each rank must hold equally many. Fix: use 128.",
         ),
         (None, 8, 3, "a layer of the model has 8 experts: each rank must hold equally many. Fix: use 2 or 4."),
     ],
@@ -84,7 +84,7 @@ def test_data_parallel_size_is_the_number_of_processes():
     assert accepts(None, data_parallel_size=16)
     error = refusal(8, data_parallel_size=16)
     assert error.key == "parallel.data_parallel_size"
-    assert "is 16, but 8 processes were started. Fix: set it to 8 or leave it out, or start 16 (ms4 train FILE --nproc 16" in str(error)
+    assert "is 16, but there are 8 processes. Fix: set it to 8 or leave it out, or start 16 (ms4 train FILE --nproc 16" in str(error)
 
 
 def test_a_plan_is_for_the_processes_that_the_file_asks_for():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from support.parallel_runs import (
     small_multimodal,
     stored_state,
 )
-from support.tokenizers import tiny_tokenizer
 
 from ms4_train.adapters import attach
 from ms4_train.config.schema import AdapterSection, ParallelSection
@@ -32,7 +32,20 @@ from ms4_train.parallel import init_mesh, make_engine, shard_experts
 LORA = AdapterSection(r=3, lora_alpha=6.0, target_modules=["q_b_proj", "kv_b_proj"], target_parameters=["mlp.experts.gate_up_proj"])
 
 
-TOKENIZER = tiny_tokenizer(VOCABULARY - 38)
+class Tokens:
+    """A tokenizer as small as the model; the real one has at least all bytes."""
+
+    vocab_size = VOCABULARY
+    eos_id = VOCABULARY - 1
+
+    def encode_text(self, text: str) -> list[int]:
+        return [ord(letter) - 48 for letter in text]
+
+    def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
+        return "".join(chr(48 + token_id) for token_id in ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self.decode([token_id]).encode()
 
 
 def trained(mesh, *, stage: Any = 3, lora=False, vision=False, checkpointing=False, offload: Any = "none"):
@@ -50,7 +63,7 @@ def trained(mesh, *, stage: Any = 3, lora=False, vision=False, checkpointing=Fal
 def generate(mesh, engine, model):
     """Greedy tokens of a few prompts, two answers, on whichever rank has room; all inside whole weights."""
     requests = [GenerationRequest(str(n), tuple(range(1, 2 + 3 * n)), SamplingParams(max_tokens=6, ignore_eos=True)) for n in range(3)]
-    ranks = EngineRanks(model, TOKENIZER, mesh)
+    ranks = EngineRanks(model, Tokens(), mesh)
     with engine.whole_weights():
         return ranks.lead(lambda: [c.token_ids for c in ranks.engine(max_batch_size=2, max_context=64).generate(requests)])
 

@@ -89,7 +89,7 @@ def assert_control_differs(report):
     for control in CONTROLS:
         assert report[control]["gradient"] > 0.1, control
         assert report[control]["norm"] > 1e-3, control
-    assert report["permuted_experts"]["first_loss"] > 1e-3
+    assert report["permuted_experts"]["first_loss"] > 1e-5
 
 
 def test_control_the_comparison_sees_permuted_experts_and_a_lost_gradient(deepspeed_report):

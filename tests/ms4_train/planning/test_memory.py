@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -141,10 +142,11 @@ def test_the_parts_add_up_and_are_printed():
     passing = plan.activations + plan.exchange + plan.logits + plan.gathered
     assert plan.device == RESERVED + plan.weights + plan.optimizer + plan.gradients + max(passing, plan.update)
     lines = list(plan.lines())
-    assert lines[0] == "memory of each of 2 ranks, in GB:"
+    assert lines[0] == "memory of each of 2 ranks, in MB:"
     assert len(lines) == 13
-    assert next(plan_of({}).lines()) == "memory, in GB:"
-    assert any(line.startswith("  together on the device, at most") and line.endswith(f"{plan.device / 1e9:.2f}") for line in lines)
+    assert next(plan_of({}).lines()) == "memory, in MB:"
+    assert next(dataclasses.replace(plan, weights=10**11).lines()) == "memory of each of 2 ranks, in GB:"
+    assert any(line.startswith("  together on the device, at most") and line.endswith(f"{plan.device / 1e6:.2f}") for line in lines)
 
 
 def test_a_device_with_less_is_named():

@@ -64,7 +64,7 @@ def test_a_dry_run_of_one_process_stands_for_all(files, capsys):
         (
             {"data_parallel_size": 16, "expert_parallel_size": 16},
             "expert_parallel_size",
-            "has 8 experts and 16 processes were started.*use 8",
+            "has 8 experts, and there are 16 processes.*use 8",
         ),
         ({"data_parallel_size": 16, "expert_parallel_size": 3}, "expert_parallel_size", "use 2 or 4"),
         ({"offload_optimizer": "cpu"}, "offload_optimizer", "one process trains without DeepSpeed"),
