@@ -183,7 +183,7 @@ def test_a_named_checkpoint_that_is_damaged_is_refused_and_stays(run):
 
 @pytest.mark.slow
 def test_speed_of_verification(tmp_path, record_property):
-    """Measured and recorded, not asserted: the target is 1 GB/s for each core, or 5 % of loading."""
+    """Measured in seconds of the processor and recorded, not asserted: the target is 1 GB/s for each core, or 5 % of loading."""
     folder, size = tmp_path / "large", 512 << 20
     folder.mkdir()
     block = os.urandom(16 << 20)
@@ -192,18 +192,18 @@ def test_speed_of_verification(tmp_path, record_property):
     assert expected.bytes == size
     from ms4_train.checkpoint.manifest import verify_files
 
-    began = time.perf_counter()
+    began = time.process_time()
     verify_files(folder, {"file": expected})
-    speed = size / (time.perf_counter() - began) / 1e9
+    speed = size / (time.process_time() - began) / 1e9
     record_property("verified_gigabytes_per_second", round(speed, 3))
     print(f"verified at {speed:.2f} GB/s on one core")
     checkpoint = save(tmp_path / "checkpoints", small_engine(width=200_000), 1, shard_bytes=1 << 30)
-    began = time.perf_counter()
+    began = time.process_time()
     verify_folder(checkpoint)
-    verified = time.perf_counter() - began
-    began = time.perf_counter()
+    verified = time.process_time() - began
+    began = time.process_time()
     resume_large(tmp_path / "checkpoints")
-    share = verified / (time.perf_counter() - began)
+    share = verified / (time.process_time() - began)
     record_property("share_of_loading", round(share, 3))
     print(f"verification is {share:.0%} of finding, verifying and reading the state")
 

@@ -31,7 +31,7 @@ def run_on_disks(folder: Path, *wanted: str, module: str = "support.run_state_di
         capture_output=True,
         text=True,
         check=False,
-        timeout=1200,
+        timeout=3600,
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
     )

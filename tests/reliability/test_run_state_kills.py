@@ -55,7 +55,7 @@ def run_plans(folder: Path, plans: list[str]) -> dict[str, Any]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=1800,
+        timeout=3600,
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
     )
@@ -71,7 +71,9 @@ def require_same_run(run: dict[str, Any], straight: dict[str, Any]) -> None:
     require_same_rows(run, straight["batches"][0])
     require_little_lost(run)
     finished = [name for name in run["folders"] if "." not in name]
-    assert finished == straight["folders"]
+    # A run that dies between its last commit and the pruning after it is done: the checkpoint that would have gone stays, and is whole.
+    unpruned = ["step-000004"] if run["committed"][-1] == [4, 8, 12] else []
+    assert finished == unpruned + straight["folders"]
     assert not [name for name in run["folders"] if name.startswith(".")], "a temporary folder is left"
 
 

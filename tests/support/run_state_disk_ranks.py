@@ -43,7 +43,7 @@ def on_two_ranks(file: Path, disk: Path, left: int | None) -> tuple[list[int], l
     for number, log in enumerate(logs):
         with log.open("wb") as handle:
             processes.append(subprocess.Popen(command, env=rank_environment(number, RANKS, port), stdout=handle, stderr=handle))
-    codes = [process.wait(300) for process in processes]
+    codes = [process.wait(900) for process in processes]
     return codes, [log.read_text() for log in logs]
 
 

@@ -40,6 +40,8 @@ def test_dry_run_stops_before_the_first_step(folder, capsys):
         (["training.max_stepz=1"], "max_steps"),
         (["model.path=absent"], "absent"),
         (["training.resume_from_checkpoint=absent"], "resume_from_checkpoint"),
+        (["--nproc", "0"], "--nproc: is 0; at least one process is needed."),
+        (["--nproc", "2", "model.pth=x"], "model.pth"),  # found before anything is started
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(folder, capsys, arguments, message):

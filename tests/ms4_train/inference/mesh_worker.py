@@ -112,6 +112,7 @@ def check_steps(ranks):
             engine.submit(request)
         engine.cancel("late r7")  # waits still
         events = engine.step()
+        report["asked to stop"] = ranks.is_stopping
         report["same id"] = _refused(lambda: engine.submit(requests[0]))
         engine.cancel("r6")
         engine.cancel("nobody")
@@ -262,6 +263,8 @@ def main() -> None:
         model = MODELS.get(name, engine_model)()
         shard_experts(model, mesh)
         ranks = EngineRanks(model, TOKENIZER, mesh)
+        if name == "steps" and mesh.rank == 1:
+            ranks.should_stop = lambda: True
         if name.startswith("die"):
             _, rank, how = name.split("-")
             try:

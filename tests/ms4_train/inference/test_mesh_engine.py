@@ -42,6 +42,11 @@ def test_requests_come_and_go(report):
     assert found["stats"]
 
 
+def test_rank_0_hears_that_another_one_was_asked_to_stop(report):
+    assert not report["steps"]["asked before"]
+    assert report["steps"]["asked to stop"]
+
+
 @pytest.mark.parametrize(
     ("case", "said"),
     [
