@@ -21,7 +21,7 @@ from ms4_train.parallel import init_mesh, make_engine, shard_experts, traffic
 from ms4_train.training.loss import next_token_loss
 from ms4_train.weights.layouts.hf_config import to_hf_config
 
-OURS = {"ours, ZeRO 2": 2, "ours, ZeRO 3": 3}
+OURS = {"ours, ZeRO 2": 2, "ours, ZeRO 0": 0, "ours, ZeRO 3": 3}
 """Contestant -> ZeRO stage; the first is the one that others are compared with."""
 PEER, AUTO_EP = "transformers, ZeRO 3", "transformers, AutoEP, ZeRO 2"
 TRAINING = TrainingSection(learning_rate=1e-4, weight_decay=0.0, max_grad_norm=1.0)

@@ -19,6 +19,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 EXACT = ("losses", "files", "loader", "folders")
 FULL, OTHER = 75, 2
+NEAR_BYTES = 16 * 4096
 
 
 def run_on_disks(folder: Path, *wanted: str, module: str = "support.run_state_disk") -> dict[str, Any]:
@@ -82,8 +83,10 @@ def check_sizes(results: dict[str, Any], count: int) -> None:
     for run in results["sizes"]:
         require_full_disk_said(run)
         require_whole(run)
-        second_fits = run["amid"] and run["room"] > 2 + 8 * 4096 / state  # files are rounded up to pages
-        assert run["committed"] == ([4, 8] if second_fits else [4]), run["room"]
+        # A run asks for more room than a save takes before it begins one; files are rounded up to pages, so that near the border is open.
+        spare = (run["room"] - 1) * state - (state if run["amid"] else results["needed"])
+        allowed = [[4, 8]] if spare > NEAR_BYTES else [[4]] if spare < -NEAR_BYTES else [[4], [4, 8]]
+        assert run["committed"] in allowed, run["room"]
         assert run["reached"] >= run["committed"][-1] + 4, "the steps up to the save were made"
         assert run["resumed"] == 0, run["said later"]
         require_same_result(run, results["straight"])

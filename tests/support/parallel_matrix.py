@@ -132,7 +132,7 @@ def _skew(model: Mistral4ForCausalLM) -> None:
 
 
 def matrix_rows(step: int, micro_batch: int, rank: int) -> Rows:
-    """Deterministic rows. Rank 1 has one token in every third step, and in the step after it no trained one (unless it is alone)."""
+    """Deterministic rows. Rank 1 has a single token in every third step, and in the step after that no trained one."""
     generator = torch.Generator().manual_seed(7000 * step + 10 * micro_batch + rank)
     lengths = [(7, 4, 2), (5, 1, 3), (11,), (2, 2, 6, 1)][rank % 4]
     if rank == 1 and step % 3 == 1:

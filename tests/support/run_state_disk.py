@@ -210,11 +210,11 @@ def main(folder: Path, wanted: list[str]) -> None:
     run = train(run_file(folder, folder / "straight"))
     newest = committed(folder / "straight" / "checkpoints")[-1]
     straight = {**run, **print_of(folder / "straight", STEPS), "bytes": sum(path.stat().st_size for path in newest.iterdir())}
-    trained = straight["bytes"] // 12
-    results: dict[str, Any] = {"straight": straight}
+    needed = checkpoint_bytes(straight["bytes"] // 12)
+    results: dict[str, Any] = {"straight": straight, "needed": needed}
     works: dict[str, Callable[[int], Any]] = {
         "sizes": lambda count: sizes(folder, count, straight),
-        "start": lambda count: start(folder, count, checkpoint_bytes(trained)),
+        "start": lambda count: start(folder, count, needed),
         "continue": lambda _: {"freed": going_on(folder, freed=True), "still full": going_on(folder, freed=False)},
         "faults": lambda _: faults(folder),
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -110,6 +111,7 @@ def check_steps(ranks):
             *(dataclasses.replace(request, request_id=f"late {request.request_id}") for request in requests[:8]),
         ]:
             engine.submit(request)
+        report["asked before"] = ranks.is_stopping
         engine.cancel("late r7")  # waits still
         events = engine.step()
         report["asked to stop"] = ranks.is_stopping
@@ -264,7 +266,8 @@ def main() -> None:
         shard_experts(model, mesh)
         ranks = EngineRanks(model, TOKENIZER, mesh)
         if name == "steps" and mesh.rank == 1:
-            ranks.should_stop = lambda: True
+            asked = itertools.count()
+            ranks.should_stop = lambda asked=asked: next(asked) > 1  # not when the engine is made and opened, but after the first step
         if name.startswith("die"):
             _, rank, how = name.split("-")
             try:
