@@ -44,10 +44,15 @@ def quarantined(root: Path) -> list[Path]:
 
 
 def sweep_temporary(root: Path) -> list[Path]:
-    """Delete what a killed process left half-written; returns what was deleted."""
+    """Delete what a killed process left half-written; returns what was deleted.
+
+    Raises:
+        StorageError: something cannot be deleted.
+    """
     stale = sorted(root.glob(f"{TEMPORARY_PREFIX}*")) if root.is_dir() else []
     for path in stale:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with storage_errors(path):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     return stale
 
 

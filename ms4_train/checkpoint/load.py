@@ -17,7 +17,7 @@ from ms4_train.checkpoint.folders import committed_steps, quarantine, quarantine
 from ms4_train.checkpoint.manifest import MANIFEST_NAME, OtherVersionError, check_step, files_of_rank, read_manifest, verify_files
 from ms4_train.checkpoint.saved import SavedRun
 from ms4_train.errors import CheckpointError
-from ms4_train.parallel import Mesh
+from ms4_train.parallel import Mesh, progress
 
 _LOG = logging.getLogger(__name__)
 
@@ -79,7 +79,9 @@ def _verify(folder: Path, step: int | None, mesh: Mesh) -> CheckpointError | Non
     try:
         manifest = read_manifest(folder)
         check_step(folder, manifest, step)
-        verify_files(folder, files_of_rank(manifest.files, mesh.rank, mesh.world_size))
+        for name, expected in sorted(files_of_rank(manifest.files, mesh.rank, mesh.world_size).items()):
+            progress.at("load")  # together they may take longer than a rank may be silent
+            verify_files(folder, {name: expected})
     except CheckpointError as error:
         failure = error
     other = isinstance(failure, OtherVersionError)

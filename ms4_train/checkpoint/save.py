@@ -189,7 +189,10 @@ class RunStateSaver:
         if save is None:
             return
         save.writer.cancel()
-        if self._mesh.is_main:
+        # With one process the thread commits. One that is slow may be at it: taking files away now would spoil the checkpoint that it is
+        # about to name. What it leaves where it does not get there is swept at the next start.
+        may_commit = self._mesh.world_size == 1 and save.writer.is_writing
+        if self._mesh.is_main and not may_commit:
             # A rank that still writes can make no new folder, so what it leaves is swept at the next start at the latest.
             shutil.rmtree(save.temporary, ignore_errors=True)
 
@@ -198,9 +201,12 @@ class RunStateSaver:
         if save.target.is_dir():
             return True
         require_free_bytes(self._root, self._expected_bytes)
+        is_first = not self._root.is_dir()
         with storage_errors(save.temporary):
             shutil.rmtree(save.temporary, ignore_errors=True)
             save.temporary.mkdir(parents=True)
+            if is_first:  # else a power cut could take the folder of a committed checkpoint
+                fsync_folder(self._root.parent)
         # As text now: what it is made of changes when training goes on.
         content = {"step": save.step, "world_size": self._mesh.world_size, "mesh": self._places, "config": self._config, **state}
         save.state = canonical_json(content)
@@ -273,7 +279,10 @@ class _Save:
             fsync_folder(self.temporary)
             self.temporary.rename(self.target)
             fsync_folder(self.target.parent)
-        prune(self.target.parent, self.keep)
+        try:
+            prune(self.target.parent, self.keep)
+        except StorageError as error:  # the checkpoint is there all the same
+            _LOG.warning("an old checkpoint cannot be deleted: %s", error)
 
 
 def _described(error: MS4Error) -> dict[str, str]:

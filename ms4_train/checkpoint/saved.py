@@ -22,7 +22,7 @@ from ms4_train.checkpoint.part import piece_key, rank_name
 from ms4_train.checkpoint.random_state import restore_random_state, seed_everything
 from ms4_train.checkpoint.save import STATE_NAME
 from ms4_train.errors import CheckpointError
-from ms4_train.parallel import TrainEngine
+from ms4_train.parallel import TrainEngine, progress
 from ms4_train.parallel.parameters import STATE_TENSORS
 from ms4_train.untrusted import parse_json, read_bytes
 
@@ -127,6 +127,7 @@ class SavedRun:
         Raises:
             CheckpointError: a file cannot be read.
         """
+        progress.at("load")  # all of them may take longer than a rank may be silent
         parameter = self.parameters[name]
         tensors = {kind: torch.empty(stop - start, dtype=torch.float32) for kind in kinds}
         for piece in parameter.overlapping(start, stop):

@@ -132,7 +132,7 @@ def load_network(
     import torch
     from rich.console import Console
 
-    from ms4_train.parallel import Mesh, shard_experts
+    from ms4_train.parallel import Mesh, progress, shard_experts
     from ms4_train.weights import base_fingerprint, load_model, open_checkpoint, read_config
     from ms4_train.weights.reading.base_weights import base_weights_line
     from ms4_train.weights.reading.loading_bar import loading_bar
@@ -143,8 +143,13 @@ def load_network(
     notes = Console(stderr=True, quiet=not mesh.is_main)
     own = mesh.expert_range(read_config(model).n_routed_experts) if mesh.expert_parallel_size > 1 else None
     with notes.status(f"loading {model.name} ({name}, {device})"):
-        with loading_bar(model.name, console=notes) as progress:
-            network = load_model(model, dtype=getattr(torch, name), dequantise=not keep_quantised, expert_range=own, progress=progress)
+        with loading_bar(model.name, console=notes) as shown:
+
+            def told(done: int, total: int) -> None:
+                progress.loaded(done, total)
+                shown(done, total)
+
+            network = load_model(model, dtype=getattr(torch, name), dequantise=not keep_quantised, expert_range=own, progress=told)
         line = base_weights_line(open_checkpoint(model).layout, network)
         if adapter is not None:
             from ms4_train.adapters import load_adapter

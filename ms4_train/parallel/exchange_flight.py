@@ -71,7 +71,8 @@ class Flight:
         parts = [weights_tk.index_select(0, token_s), self._local_ids_sk]
         if self._adapter_t is not None:
             parts.append(self._adapter_t.index_select(0, token_s).int().unsqueeze(1))
-        label_sb = torch.cat([part.contiguous().view(torch.uint8) for part in parts], 1)
+        # clone: a tensor without values, or of a single column, passes for contiguous with strides that bytes cannot have
+        label_sb = torch.cat([part.clone(memory_format=torch.contiguous_format).view(torch.uint8) for part in parts], 1)
         self._local_ids_sk = self._adapter_t = None
         self._weights_dtype = weights_tk.dtype
         self._outbound = [self._to_experts(hidden_td.index_select(0, token_s)), self._to_experts(label_sb)]

@@ -42,6 +42,16 @@ def at(phase: str, step: int | None = None) -> None:
         _listener(_place)
 
 
+def loaded(done: int, total: int) -> None:
+    """Say that reading gets on: a callback of ``load_model``, for a large model takes longer to read than a rank may be silent.
+
+    Args:
+        done: bytes read.
+        total: bytes to read.
+    """
+    at("load")
+
+
 def here() -> Place:
     """The place of now."""
     return _place

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ms4_train.adapters import adapter_tensors, plain_adapter, save_adapter
-from ms4_train.parallel import TrainEngine
+from ms4_train.parallel import TrainEngine, progress
 from ms4_train.weights import open_checkpoint, save_model
 from ms4_train.weights.layouts.model_config import read_model_config
 
@@ -39,7 +39,7 @@ def export(plan: Plan, engine: TrainEngine, output_dir: Path | None = None) -> P
     output_dir = output_dir or Path(config.output_dir)
     if plan.adapter is None:
         folder = output_dir / "model"
-        pairs = engine.full_parameters([name for name, _ in plan.model.named_parameters()])
+        pairs = _told(engine.full_parameters([name for name, _ in plan.model.named_parameters()]))
         if is_main:
             base = open_checkpoint(config.model.path)
             save_model(pairs, folder, config=plan.model.config, tokenizer_file=plan.tokenizer.path, base=base)
@@ -47,7 +47,7 @@ def export(plan: Plan, engine: TrainEngine, output_dir: Path | None = None) -> P
             _walk_through(pairs)
         return folder
     folder = output_dir / "adapter"
-    tensors = {name: tensor.cpu() for name, tensor in engine.full_parameters(list(adapter_tensors(plan.model)))}
+    tensors = {name: tensor.cpu() for name, tensor in _told(engine.full_parameters(list(adapter_tensors(plan.model))))}
     if is_main:
         section, tensors = plain_adapter(plan.model, plan.adapter, tensors)
         save_adapter(
@@ -60,6 +60,13 @@ def export(plan: Plan, engine: TrainEngine, output_dir: Path | None = None) -> P
             base_fingerprint=plan.base_fingerprint,
         )
     return folder
+
+
+def _told(pairs: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The same pairs; at each the process says that it gets on, for a large model takes longer to write than a rank may be silent."""
+    for pair in pairs:
+        progress.at("export")
+        yield pair
 
 
 def _walk_through(pairs: Iterator[tuple[str, Tensor]]) -> None:

@@ -16,7 +16,7 @@ from ms4_train.adapters.targets import find_targets
 from ms4_train.config.schema import AdapterSection, SftRun
 from ms4_train.errors import AdapterError, ConfigError
 from ms4_train.model import Mistral3ForConditionalGeneration, Mistral4ForCausalLM
-from ms4_train.parallel import Mesh
+from ms4_train.parallel import Mesh, progress
 from ms4_train.parallel.zero3 import sharing_of
 from ms4_train.training.router_loss import check_router_losses
 from ms4_train.weights import load_model, open_checkpoint, read_config
@@ -79,9 +79,7 @@ def prepare_model(config: SftRun, mesh: Mesh, base: str, *, images: bool = True)
             key="model.dequantize",
             fix="leave it out, or add an adapter section.",
         )
-    expert_range = None
-    if mesh.expert_parallel_size > 1:
-        expert_range = mesh.expert_range(read_config(section.path).n_routed_experts)
+    expert_range = mesh.expert_range(read_config(section.path).n_routed_experts) if mesh.expert_parallel_size > 1 else None
     # PiSSA and OLoRA take the adapter out of the whole base weights, so every rank reads all of them first.
     shared = adapter is None or not adapter.changes_base
     model = load_model(
@@ -93,6 +91,7 @@ def prepare_model(config: SftRun, mesh: Mesh, base: str, *, images: bool = True)
         share=sharing_of(mesh, config.parallel.zero_stage) if shared else WHOLE,
         dequantise=dequantise,
         vision=section.vision,
+        progress=progress.loaded,
     )
     base_weights = base_weights_line(layout, model)
     attached = None

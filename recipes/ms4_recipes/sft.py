@@ -38,6 +38,7 @@ from ms4_train.checkpoint import (
     run_identity,
     seed_everything,
 )
+from ms4_train.checkpoint.folders import prune
 from ms4_train.config.mesh import check_mesh
 from ms4_train.config.schema import AdapterSection, SftRun
 from ms4_train.data import PackedBatch, Survey, TrainLoader, build_eval_batches, build_loader, prepare
@@ -290,6 +291,8 @@ def train_run(plan: Plan, stop: StopSignals) -> TrainEngine:
             plan.loader.load_state_dict(saved.state["loader"])
             saved.restore(engine, seed=seed)
         if is_finished:
+            if mesh.is_main and saver is not None:
+                prune(plan.checkpoints, training.save_total_limit)  # where it died between its last commit and this
             return engine
         if mesh.is_main:
             restart_after(plan.checkpoints, length.first_step)

@@ -17,7 +17,7 @@ from ms4_train.parallel import Mesh
 from ms4_train.parallel.exchange import ExpertExchange
 
 EXPERTS, WIDTH, HIDDEN, TOP_K = 8, 5, 8, 3
-ROUTINGS = ("random", "skewed", "one_expert", "one_rank_each", "zero_tokens", "nobody")
+ROUTINGS = ("random", "skewed", "one_expert", "one_rank_each", "zero_tokens", "nobody", "top_1")
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,23 @@ class Tokens:
 
 
 def tokens_of_ranks(name: str, num_ranks: int) -> list[Tokens]:
-    """The tokens of each rank. ``one_rank_each``: all experts of a token live on one rank."""
+    """The tokens of each rank. ``one_rank_each``: all experts of a token live on one rank; ``top_1``: a token has one, a rank no token."""
     generator = torch.Generator().manual_seed(7)
-    lengths = {"zero_tokens": [9, 0, 5, 0], "nobody": [0, 0, 0, 0]}.get(name, [4, 11, 6, 2])[:num_ranks]
+    top_k = 1 if name == "top_1" else TOP_K
+    lengths = {"zero_tokens": [9, 0, 5, 0], "nobody": [0, 0, 0, 0], "top_1": [4, 0, 6, 2]}.get(name, [4, 11, 6, 2])[:num_ranks]
     found = []
     for length in lengths:
         hidden_td = torch.randn(length, HIDDEN, generator=generator, dtype=torch.float64)
         liking_te = torch.rand(length, EXPERTS, generator=generator)
         if name == "skewed":
             liking_te[:, [0, 1, 5]] += 0.7
-        ids_tk = liking_te.topk(TOP_K).indices
+        ids_tk = liking_te.topk(top_k).indices
         if name == "one_expert":
             ids_tk = torch.full_like(ids_tk, 5)
         if name == "one_rank_each":
             local = EXPERTS // num_ranks
             ids_tk = ids_tk % local + (torch.arange(length) % num_ranks * local).unsqueeze(1)
-        found.append(Tokens(hidden_td, ids_tk, torch.rand(length, TOP_K, generator=generator, dtype=torch.float64)))
+        found.append(Tokens(hidden_td, ids_tk, torch.rand(length, top_k, generator=generator, dtype=torch.float64)))
     return found
 
 

@@ -55,7 +55,7 @@ def load_model_under_test(
 
     from ms4_train.adapters import load_adapter
     from ms4_train.chat import ChatTokenizer
-    from ms4_train.parallel import Mesh, shard_experts
+    from ms4_train.parallel import Mesh, progress, shard_experts
     from ms4_train.weights import base_fingerprint, load_model, open_checkpoint, read_config
     from ms4_train.weights.reading.base_weights import base_weights_line
 
@@ -70,6 +70,7 @@ def load_model_under_test(
         experts_backend=section.experts_backend,
         expert_range=expert_range,
         dequantise=section.dequantizes(default=True),
+        progress=progress.loaded,
     )
     layout = open_checkpoint(section.path).layout
     line = base_weights_line(layout, model)

@@ -16,7 +16,7 @@ from ms4_train.checkpoint.folders import (
     step_folder_name,
     sweep_temporary,
 )
-from ms4_train.errors import CheckpointError
+from ms4_train.errors import CheckpointError, StorageError
 
 REPOSITORY = Path(__file__).parents[3]
 LOCK_AND_END = """
@@ -44,6 +44,17 @@ def test_only_committed_names_count_and_order_is_by_step(tmp_path):
     assert [path.name for path in quarantined(tmp_path)] == ["step-000012.quarantine"]
     assert step_folder_name(1_000_000) == "step-1000000"
     assert committed_steps(tmp_path / "absent") == []
+
+
+def test_what_cannot_be_swept_is_said(tmp_path, monkeypatch):
+    make(tmp_path, ".tmp-step-000002")
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("shutil.rmtree", refused)
+    with pytest.raises(StorageError, match=r"\.tmp-step-000002: cannot be written \(Permission denied\)"):
+        sweep_temporary(tmp_path)
 
 
 def test_sweep_deletes_only_temporary_names(tmp_path):

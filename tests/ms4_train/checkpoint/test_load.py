@@ -12,10 +12,10 @@ import torch
 from support.run_state import assert_same_state, exported, save_now, small_engine, train_small
 
 from ms4_train.checkpoint.load import find_saved_run, restart_after
-from ms4_train.checkpoint.manifest import FileSum, Manifest, canonical_json, write_manifest, write_synced
+from ms4_train.checkpoint.manifest import FileSum, Manifest, canonical_json, read_manifest, write_manifest, write_synced
 from ms4_train.checkpoint.part import HeldPart, write_part
 from ms4_train.errors import CheckpointError
-from ms4_train.parallel import Mesh
+from ms4_train.parallel import Mesh, progress
 
 
 @contextlib.contextmanager
@@ -40,6 +40,22 @@ def trained_root(tmp_path, steps=(1, 2)):
         save(root, engine, step)
         states[step] = exported(engine)
     return root, states
+
+
+def test_reading_says_that_it_gets_on(tmp_path):
+    """File by file and parameter by parameter: a large checkpoint takes longer to read than a rank may be silent."""
+    root, _ = trained_root(tmp_path)
+    heard = []
+    earlier = progress.listen(lambda place: heard.append(place.phase))
+    try:
+        saved = find_saved_run(root, "auto", Mesh())
+        assert saved is not None
+        files = len(read_manifest(saved.folder).files)
+        assert heard == ["load"] * files
+        saved.restore(small_engine(seed=8), seed=0)
+        assert heard == ["load"] * (files + len(saved.parameters))
+    finally:
+        progress.listen(earlier)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

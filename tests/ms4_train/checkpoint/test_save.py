@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from support.run_state import assert_same_state, exported, save_now, saver, small_engine, train_small
 
-from ms4_train.checkpoint import find_saved_run, part
+from ms4_train.checkpoint import find_saved_run, part, writer
 from ms4_train.checkpoint import save as save_module
 from ms4_train.checkpoint.manifest import canonical_json, read_manifest, verify_folder
 from ms4_train.checkpoint.save import checkpoint_bytes
@@ -129,7 +129,7 @@ def test_a_second_save_waits_for_the_first(tmp_path, gate):
         made.save(1, {})
         threading.Timer(0.2, gate.set).start()
         made.save(2, {})
-        assert names(tmp_path)[-1] == "step-000001"
+        assert "step-000001" in names(tmp_path)  # the second may be there too by now
         made.finish()
         assert names(tmp_path) == ["step-000001", "step-000002"]
 
@@ -146,6 +146,53 @@ def test_older_checkpoints_go_after_the_commit(tmp_path, monkeypatch):
     monkeypatch.undo()
     save_now(tmp_path, engine, 4)
     assert names(tmp_path) == ["step-000003", "step-000004"]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_is_no_failed_save(tmp_path, monkeypatch, caplog):
+    def refused(root, keep):
+        raise StorageError("cannot be written (Permission denied).", file=root / "step-000001")
+
+    monkeypatch.setattr(save_module, "prune", refused)
+    with caplog.at_level(logging.WARNING):
+        save_now(tmp_path, small_engine(steps=1), 2)
+    assert names(tmp_path) == ["step-000002"]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("an old checkpoint cannot be deleted: ")
+    assert "step-000001" in said
+
+
+def test_giving_up_a_save_that_is_being_committed_takes_no_file_from_it(tmp_path, monkeypatch):
+    """The thread is slow, and names the folder just when the main thread would have begun to delete it."""
+    engine = small_engine(steps=1)
+    save_now(tmp_path, engine, 1)
+    arrived, go_on = threading.Event(), threading.Event()
+    flush, unlink = save_module.fsync_folder, os.unlink
+
+    def slow(folder):
+        if folder.name.startswith("."):
+            arrived.set()
+            assert go_on.wait(20)
+        flush(folder)
+
+    def unlinked(*arguments, **keys):
+        unlink(*arguments, **keys)
+        go_on.set()
+        thread.join(20)
+
+    monkeypatch.setattr(save_module, "fsync_folder", slow)
+    monkeypatch.setattr(writer, "_SECONDS_TO_STOP", 0.05)
+    made = saver(tmp_path, engine)
+    made.save(2, {})
+    thread = made._save.writer._thread
+    assert arrived.wait(20)
+    monkeypatch.setattr(os, "unlink", unlinked)
+    made.abandon()
+    monkeypatch.setattr(os, "unlink", unlink)
+    go_on.set()
+    thread.join(20)
+    assert names(tmp_path) == ["step-000001", "step-000002"]
+    for step in (1, 2):
+        assert verify_folder(tmp_path / f"step-{step:06d}") == step
 
 
 def test_a_committed_step_is_not_written_again(tmp_path):

@@ -58,6 +58,8 @@ def require_safe_order(events, named: Path, folder: Path):
     if len(files) > 1:
         assert ("fsync", named) in events[max(events.index(("create", path)) for path in files) : commit]
     assert ("fsync", folder) in events[commit:]
+    if folder.name == "checkpoints":  # of a first save: it is new in its own folder
+        assert ("fsync", folder.parent) in events[:commit]
 
 
 def test_a_checkpoint_is_named_when_all_of_it_is_on_the_disk(tmp_path, events):

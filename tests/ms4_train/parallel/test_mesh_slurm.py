@@ -35,6 +35,9 @@ if [[ $1 == show ]]; then printf '%s\\n' 127.0.0.1 other-node; else echo "$@" >>
 MS4 = """
 echo "$SLURM_PROCID $RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $MASTER_ADDR $MASTER_PORT $*" >> "$LOG.ranks"
 if [[ $3 == wait ]]; then trap 'exit 143' TERM; touch "$LOG.ready.$RANK"; while :; do sleep 0.1; done; fi
+if [[ $3 == killed ]]; then
+  if ((RANK)); then kill -KILL $$; else exit 76; fi
+fi
 exit "$3"
 """
 
@@ -102,9 +105,18 @@ def test_each_task_is_a_rank(cluster, tmp_path):
     assert requeued(tmp_path) == []
 
 
-@pytest.mark.parametrize(("code", "restarts", "again"), [(143, 7, True), (76, 2, True), (76, 3, False), (2, 0, False), (75, 0, False)])
+@pytest.mark.parametrize(
+    ("code", "restarts", "again"), [(143, 7, True), (76, 2, True), (76, 3, False), (2, 0, False), (75, 0, False), (130, 0, False)]
+)
 def test_a_job_is_queued_again_where_that_helps(cluster, tmp_path, code, restarts, again):
     assert finish(cluster("run.yaml", code, restarts=restarts))[0] == code
+    assert requeued(tmp_path) == (["requeue 12345"] if again else [])
+
+
+@pytest.mark.parametrize(("restarts", "again"), [(0, True), (3, False)])
+def test_a_job_that_lost_a_rank_to_a_signal_is_queued_again(cluster, tmp_path, restarts, again):
+    """The others end with 76, but ``srun`` gives the code of the killed one."""
+    assert finish(cluster("run.yaml", "killed", restarts=restarts))[0] == 137
     assert requeued(tmp_path) == (["requeue 12345"] if again else [])
 
 

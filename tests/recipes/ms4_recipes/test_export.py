@@ -16,6 +16,7 @@ from support.sft_files import sft_run, write_rows
 
 from ms4_kernels.quantised import Fp8Weight
 from ms4_recipes import sft
+from ms4_train.parallel import progress
 from ms4_train.weights import load_model, open_checkpoint
 from ms4_train.weights.convert import convert
 from ms4_train.weights.scales_file import find_scales
@@ -40,8 +41,14 @@ def tuned(folder: Path, base: str, **sections: Any) -> Path:
 def test_a_full_fine_tune_keeps_the_vision_of_its_base(folder: Path, base: str) -> None:
     from transformers import Mistral3ForConditionalGeneration
 
-    out = tuned(folder, base)
+    phases: list[str] = []
+    earlier = progress.listen(lambda place: phases.append(place.phase))
+    try:
+        out = tuned(folder, base)
+    finally:
+        progress.listen(earlier)
     stored = load_file(out / "model.safetensors")
+    assert phases.count("export") > len(load_model(out, dtype=torch.float32).state_dict()), "the run says at each tensor that it gets on"
     vision = {name: tensor for name, tensor in reference_pieces().items() if name.startswith(("vision_tower.", "multi_modal_projector."))}
     assert all(torch.equal(stored[name], tensor) for name, tensor in vision.items())
     assert {tensor.dtype for name, tensor in stored.items() if name not in vision} == {torch.float32}  # the type of the run

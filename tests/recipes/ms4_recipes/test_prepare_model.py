@@ -17,7 +17,7 @@ from ms4_train.config.schema import AdapterSection
 from ms4_train.errors import ConfigError
 from ms4_train.model import Mistral3ForConditionalGeneration, Mistral4ForCausalLM
 from ms4_train.model.quantised import is_quantised, quantised_modules
-from ms4_train.parallel import Mesh
+from ms4_train.parallel import Mesh, progress
 from ms4_train.weights import load_model
 from ms4_train.weights.layouts.tables import is_vision_name
 from ms4_train.weights.reading.shares import share_of
@@ -28,6 +28,18 @@ LORA = {"r": 2, "target_modules": ATTENTION, "target_parameters": STACKS}
 def prepare(base: Path, mesh: Mesh | None = None, *, images: bool = True, **sections: Any) -> PreparedModel:
     model = {"path": str(base), **sections.pop("model", {})}
     return prepare_model(sft_run(base.parent, model=model, **sections), mesh or Mesh(), "sha256:0", images=images)
+
+
+def test_reading_says_that_it_gets_on(tmp_path: Path) -> None:
+    """The watch over the ranks would take a long reading without a word for a rank that hangs."""
+    base, heard = write_layout(tmp_path, "native").folder, []
+    earlier = progress.listen(lambda place: heard.append(place.phase))
+    try:
+        prepare(base)
+    finally:
+        progress.listen(earlier)
+    assert len(heard) > 20
+    assert set(heard) == {"load"}
 
 
 @pytest.mark.parametrize("name", NAMES)
