@@ -17,6 +17,7 @@ AutoEP does not know this architecture; it is told what the blocks are called. W
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -39,8 +40,8 @@ from ms4_train.storage import atomic_write_text
 OUR_ONE = next(iter(OURS))
 CONTESTANTS = {1: (OUR_ONE, PEER), 2: (*OURS, PEER, AUTO_EP), 4: (OUR_ONE, PEER, AUTO_EP)}
 TIMED_RANKS = (1, 2)
-QUICK = Work(hidden_size=256, expert_width=128, vocab_size=1024, length=256)
-"""Takes a quarter of a minute of steps; what a step costs in any case weighs more than in the whole work."""
+QUICK = Work(hidden_size=128, expert_width=64, num_experts=32, vocab_size=1024, length=256)
+"""What a step costs in any case weighs more here than the work."""
 CHECKED_STEPS = 3
 TOLERANCE = 1e-4
 """Relative, of losses and norms. Sums in another order differ by some 1e-6; near ties between experts, which they decide, by 1e-5."""
@@ -192,6 +193,11 @@ def verdicts(found: Found) -> list[str]:
         lines.append(f"memory of experts, {ranks} ranks: {_bar(share == 1 / ranks)}: a rank holds {share:.4f} of them")
         dense = ours["bytes_sent"] - ours["bytes_counted_by_exchange"]
         lines.append(f"{OUR_ONE} on {ranks} ranks: {dense / 1e6:.1f} MB of what it sends is not the exchange's: gradients and weights")
+    for name in OURS:
+        if name != OUR_ONE:
+            row, ours = summary(found, name, 2), summary(found, OUR_ONE, 2)
+            times, fewer = row["wall_times_ours"]["median"], row["bytes_sent"] / ours["bytes_sent"]
+            lines.append(f"{name} on 2 ranks takes {times:.2f}x the time of {OUR_ONE} and sends {fewer:.2f}x the bytes")
     speedup = [one / two for one, two in zip(found[OUR_ONE, 1].wall, found[OUR_ONE, 2].wall, strict=True)]
     lines.append(f"{OUR_ONE}: two ranks are {statistics.median(speedup):.2f}x as fast as one, at the same work")
     if not all(series.own_network for series in found.values()):
@@ -264,6 +270,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, help="timed steps of each contestant (default 9, quick 2)")
+    parser.add_argument("--experts", type=int, help="experts of each layer (default 128, quick 32)")
     parser.add_argument("--quick", action="store_true", help="small work, few rounds, no result file unless --out names one")
     parser.add_argument("--out", type=Path, help="JSON result (default benchmarks/results/scaling.json)")
     return parser.parse_args()
@@ -273,6 +280,7 @@ def main() -> None:
     """Measure, print, write."""
     options = arguments()
     work = QUICK if options.quick else Work()
+    work = dataclasses.replace(work, num_experts=options.experts or work.num_experts)
     found = measure(work, options.rounds or (2 if options.quick else 9))
     print_results(found, work)
     out = options.out or (None if options.quick else support.RESULTS / "scaling.json")

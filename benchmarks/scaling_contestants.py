@@ -22,7 +22,7 @@ from ms4_train.training.loss import next_token_loss
 from ms4_train.weights.layouts.hf_config import to_hf_config
 
 OURS = {"ours, ZeRO 2": 2, "ours, ZeRO 0": 0, "ours, ZeRO 3": 3}
-"""Contestant -> ZeRO stage; the first is the one that others are compared with."""
+"""Contestant -> ZeRO stage; the first, AutoEP's stage too, is the one that others are compared with. 0 is our engine without DeepSpeed."""
 PEER, AUTO_EP = "transformers, ZeRO 3", "transformers, AutoEP, ZeRO 2"
 TRAINING = TrainingSection(learning_rate=1e-4, weight_decay=0.0, max_grad_norm=1.0)
 WEIGHT_STD = 0.1
@@ -34,19 +34,21 @@ SEED = 0
 class Work:
     """What every contestant trains: all parameters of one model, on the same documents, in fp32.
 
+    As in the released model, 4 of 128 experts act on a token, and an expert is half as wide as the residual stream.
+
     Attributes:
         hidden_size: width of the residual stream; heads and latents follow from it.
         expert_width: intermediate size of an expert.
-        num_experts: experts of each layer, 4 of which act on a token.
+        num_experts: experts of each layer.
         num_layers: layers.
         vocab_size: tokens of the vocabulary.
         documents: of a whole step; ranks share them out.
         length: tokens of a document that have a target.
     """
 
-    hidden_size: int = 512
-    expert_width: int = 256
-    num_experts: int = 32
+    hidden_size: int = 256
+    expert_width: int = 128
+    num_experts: int = 128
     num_layers: int = 2
     vocab_size: int = 2048
     documents: int = 8

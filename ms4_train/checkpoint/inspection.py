@@ -95,7 +95,9 @@ def checkpoints_folder(path: Path) -> Path:
     for root in (path / "checkpoints", path):
         if root.is_dir() and any(_NAME.fullmatch(item.name) for item in root.iterdir()):
             return root
-    what = "it holds no checkpoints" if path.is_dir() else "there is no such folder"
+    if path.is_dir() and _NAME.fullmatch(path.name):
+        raise CheckpointError("it is one checkpoint, not a run.", file=path, fix=f"name the run: {path.parent}.")
+    what = "it holds no checkpoints" if path.is_dir() else "it is not a folder" if path.exists() else "there is no such folder"
     raise CheckpointError(f"{what}.", file=path, fix="name a run's output_dir, or its folder of checkpoints.")
 
 

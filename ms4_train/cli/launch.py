@@ -27,6 +27,8 @@ from ms4_train.errors import ParallelError, RankLostError
 
 OTHERS_SECONDS = 10.0
 """For the other ranks to end when one failed."""
+LOST_SECONDS = 1.0
+"""The same when a rank ended because another one was lost: those that live heard of it too, and a rank that hangs hears nothing."""
 SECOND_SIGNAL_SECONDS = 2.0
 """For the ranks to end at a second Ctrl-C."""
 POLL_SECONDS = 0.05
@@ -143,10 +145,11 @@ class _Outlet:
 
 
 def _outlets(rank: int) -> tuple[_Outlet, _Outlet]:
-    """Of standard output and standard error; one for both where both are terminals, so that their order stays."""
+    """Of standard output and standard error; one for both where both go to one terminal, pipe or file, so that their order stays."""
     terminals = [rank == 0 and os.isatty(target) for target in (1, 2)]
     out = _Outlet(1 if terminals[0] else None)
-    return out, out if all(terminals) else _Outlet(2 if terminals[1] else None)
+    is_one = all(terminals) or os.path.sameopenfile(1, 2)
+    return out, out if is_one else _Outlet(2 if terminals[1] else None)
 
 
 def _dies_with(parent: int) -> Callable[[], None]:
@@ -190,8 +193,9 @@ def _wait(ranks: list[subprocess.Popen[bytes]], received: list[tuple[int, float]
         now = time.monotonic()
         # Ranks that were asked to end have agreed on the step; what rank 0 still does then (tracking) may take its time.
         asked = {128 + number for number, _ in received}
-        if deadline == float("inf") and set(failed.values()) - asked:
-            deadline = now + OTHERS_SECONDS
+        codes = set(failed.values()) - asked
+        if deadline == float("inf") and codes:
+            deadline = now + (LOST_SECONDS if codes == {RankLostError.exit_code} else OTHERS_SECONDS)
         interrupts = [then for number, then in received if number == signal.SIGINT]
         if len(received) > 1 and interrupts:
             deadline = min(deadline, max(interrupts[-1], received[1][1]) + SECOND_SIGNAL_SECONDS)

@@ -20,6 +20,7 @@ MAX_LINES = 4096
 """Different lines that are remembered."""
 
 _ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\r")
+_PASSED_ON = re.compile(rb"^error: (?:rank \d+ (?:has stopped|could not save|ended with an error): )+")
 _TRACEBACK = b"Traceback (most recent call last):"
 
 
@@ -57,7 +58,10 @@ class Lines:
 
 
 class Merger:
-    """Decides what is shown. A line is shown as often as the rank has it that prints it most often."""
+    """Decides what is shown. A line is shown as often as the rank has it that prints it most often.
+
+    A rank's error and what other ranks say of it ("error: rank 1 has stopped: ...") are the same line: it is read once.
+    """
 
     def __init__(self) -> None:
         self._counts: OrderedDict[bytes, dict[int, int]] = OrderedDict()
@@ -66,6 +70,7 @@ class Merger:
 
     def own(self, line: bytes) -> None:
         """A line of rank 0, which is on the screen already."""
+        line = _PASSED_ON.sub(b"error: ", line)
         count = self._count(0, line)
         self._shown[line] = max(self._shown.get(line, 0), count)
 
@@ -78,8 +83,9 @@ class Merger:
         shown = []
         while self._held and now - self._held[0][0] >= HOLD_SECONDS:
             _, rank, line = self._held.pop(0)
-            if self._count(rank, line) > self._shown.get(line, 0):
-                self._shown[line] = self._shown.get(line, 0) + 1
+            same = _PASSED_ON.sub(b"error: ", line)
+            if self._count(rank, same) > self._shown.get(same, 0):
+                self._shown[same] = self._shown.get(same, 0) + 1
                 shown.append(b"\n".join(b"[rank %d] %s" % (rank, part) for part in line.split(b"\n")) + b"\n")
         return shown
 

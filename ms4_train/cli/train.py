@@ -6,9 +6,12 @@ Exercise it: ``ms4 train configs/train/tiny_full.yaml --dry-run``, or ``pytest t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ms4_train.config import SftRun
 
 EXAMPLES = """
 Examples:
@@ -55,7 +58,22 @@ def train(
 
         require_launchable(nproc)
         if nproc > 1:
+            _check_mesh(config, nproc)
             raise typer.Exit(launch(["train", str(file), *(overrides or []), *(["--dry-run"] if dry_run else [])], nproc))
     from ms4_recipes import sft
 
     sft.run(config, dry_run=dry_run)
+
+
+def _check_mesh(config: SftRun, nproc: int) -> None:
+    """Refuse now what every rank would refuse seconds later. The model's configuration loads torch, so it is read for advice only."""
+    from ms4_train.config.mesh import check_mesh
+    from ms4_train.errors import ParallelError
+
+    try:
+        check_mesh(config.parallel, nproc)
+    except ParallelError:
+        from ms4_train.weights import read_config
+
+        check_mesh(config.parallel, nproc, read_config(config.model.path).n_routed_experts)
+        raise

@@ -57,18 +57,19 @@ def nearest(wanted: int, valid: Iterable[int]) -> list[int]:
 def _check_expert_parallel(size: int, processes: int | None, num_experts: int | None) -> None:
     key = "parallel.expert_parallel_size"
     offered = " or ".join(map(str, nearest(size, expert_parallel_sizes(processes, num_experts))))
-    if processes is not None and processes % size:
-        raise ParallelError(
-            f"is {size}, but {_processes(processes)}, which cannot be divided into groups of {size}.",
-            key=key,
-            fix=f"use {offered}, or start a multiple of {size} ({_start(size)}).",
-        )
+    # The experts first: a size that no number of processes helps must not be offered with one.
     if num_experts is not None and num_experts % size:
         over = "" if processes is None else f", and {_processes(processes)}"
         raise ParallelError(
             f"is {size}, but a layer of the model has {num_experts} experts{over}: each rank must hold equally many.",
             key=key,
             fix=f"use {offered}.",
+        )
+    if processes is not None and processes % size:
+        raise ParallelError(
+            f"is {size}, but {_processes(processes)}, which cannot be divided into groups of {size}.",
+            key=key,
+            fix=f"use {offered}, or start a multiple of {size} ({_start(size)}).",
         )
 
 

@@ -108,7 +108,7 @@ class Mesh:
             dist.destroy_process_group()
 
 
-def init_mesh(section: ParallelSection, *, rehearse: bool = False) -> Mesh:
+def init_mesh(section: ParallelSection, *, rehearse: bool = False, num_experts: int | None = None) -> Mesh:
     """Join the processes that were started with this one, or be the only one.
 
     Reads ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` (and torch's own ``MASTER_ADDR``, ``MASTER_PORT``). Uses NCCL for tensors on a GPU and
@@ -118,6 +118,7 @@ def init_mesh(section: ParallelSection, *, rehearse: bool = False) -> Mesh:
         section: of the run.
         rehearse: for a dry run. A single process then takes the place of rank 0 of ``data_parallel_size``: it reads and counts what that
             rank would, and must not call anything collective, for the others are not there.
+        num_experts: routed experts of a layer, where the model was looked at: what a refusal offers then fits them too.
 
     Raises:
         ParallelError: the number of processes does not fit the section, the environment is incomplete, a GPU is missing, or the other
@@ -127,7 +128,7 @@ def init_mesh(section: ParallelSection, *, rehearse: bool = False) -> Mesh:
     world_size = planned_processes(section, started) if rehearse else started
     assert world_size is not None
     size = section.expert_parallel_size
-    check_mesh(section, world_size)
+    check_mesh(section, world_size, num_experts)
     if started == 1:
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
         return Mesh(world_size=world_size, expert_parallel_size=size, device=device)

@@ -1,6 +1,6 @@
 """The training loop, its loss, schedules and metrics."""
 
-from ms4_train.training.announce import RunLength, TrainedParameters, announcement
+from ms4_train.training.announce import RunLength, TrainedParameters, announcement, ranks_said
 from ms4_train.training.loop import TrainingRun, train
 from ms4_train.training.metrics import FlopCounter, Speedometer, peak_flops
 from ms4_train.training.schedule import steps_per_epoch, total_steps
@@ -16,6 +16,7 @@ __all__ = [
     "TrainingRun",
     "announcement",
     "peak_flops",
+    "ranks_said",
     "steps_per_epoch",
     "total_steps",
     "train",

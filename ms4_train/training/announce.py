@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ms4_train.adapters import AttachReport, TargetRow
-from ms4_train.config.schema import TrainingSection
+from ms4_train.config.schema import ParallelSection, TrainingSection
 from ms4_train.data import Survey
 from ms4_train.errors import TrainingError
 from ms4_train.model import Mistral4ForCausalLM
 from ms4_train.model.quantised import logical_weights
+from ms4_train.parallel import Mesh
 from ms4_train.training.schedule import warmup_steps
 
 _NUMBER = re.compile(r"\.\d+(?=\.)")
@@ -76,6 +77,23 @@ class RunLength:
     rows_per_step: int
     rows_per_epoch: int | None
     max_length: int
+
+
+def ranks_said(mesh: Mesh, section: ParallelSection, num_experts: int) -> Iterator[str]:
+    """The lines that say how the ranks share the work; none for one process."""
+    if mesh.world_size == 1:
+        return
+    yield "ranks:"
+    size = mesh.expert_parallel_size
+    experts = (
+        f"{num_experts // size:,} of a layer's {num_experts:,} experts on each" if size > 1 else f"all {num_experts:,} experts on each"
+    )
+    copies = mesh.expert_data_parallel_size
+    yield f"  {mesh.world_size:,} on {mesh.device.type}; {experts}" + (f", {copies:,} copies of each" if size > 1 and copies > 1 else "")
+    moved = [
+        name for name, place in (("optimizer", section.offload_optimizer), ("parameters", section.offload_parameters)) if place == "cpu"
+    ]
+    yield f"  ZeRO {section.zero_stage}" + (f"; {' and '.join(moved)} on the CPU" if moved else "")
 
 
 def announcement(

@@ -65,6 +65,8 @@ def export_checkpoint(folder: Path, out: Path, *, base: Path | None = None, prog
     config = _configuration(saved, base)
     path = Path(config.model.path)
     if not path.is_dir():
+        if base is not None:
+            raise CheckpointError("there is no such folder.", file=path, key="--base", fix="name the folder of the base model.")
         raise CheckpointError("the base model is not there any more.", file=path, key="model.path", fix="name its folder with --base.")
     _require(saved, "path", base_fingerprint(path), path)
     with storage_errors(out):

@@ -58,6 +58,7 @@ from ms4_train.training import (
     TrainingRun,
     announcement,
     peak_flops,
+    ranks_said,
     steps_per_epoch,
     total_steps,
     train,
@@ -88,7 +89,8 @@ def run(config: SftRun, *, dry_run: bool = False) -> Path:
         TrainingInterruptedError: a signal ended the run; its run state is saved.
     """
     with StopSignals() as stop:
-        mesh = init_mesh(config.parallel, rehearse=dry_run)
+        num_experts = read_config(config.model.path).n_routed_experts
+        mesh = init_mesh(config.parallel, rehearse=dry_run, num_experts=num_experts)
         try:
             with watched(mesh, timeout_seconds=config.parallel.timeout_seconds):
                 return _run(config, mesh, stop, dry_run=dry_run)
@@ -239,6 +241,8 @@ def announce_run(plan: Plan) -> None:
     console, training = Console(soft_wrap=True, highlight=False, quiet=not plan.mesh.is_main), plan.config.training
     if plan.prepared.base_weights is not None:
         console.print(plan.prepared.base_weights, markup=False)
+    for line in ranks_said(plan.mesh, plan.config.parallel, plan.model.config.n_routed_experts):
+        console.print(line, markup=False)
     for line in announcement(plan.trained, plan.prepared.attached, plan.survey, plan.length, training):
         console.print(line, markup=False)
     if training.save_strategy != "no" and plan.mesh.is_main:

@@ -31,6 +31,9 @@ if mode == "environment":
     (folder / f"environment-{rank}.json").write_text(json.dumps({**os.environ, "terminal": os.isatty(1), "input": sys.stdin.read()}))
     print(f"from {rank}")
     print("the same from all", file=sys.stderr)
+elif mode == "turns":
+    for turn in range(20 * (rank == 0)):
+        print(turn, file=(sys.stdout, sys.stderr)[turn % 2], flush=True)
 elif mode == "size":
     print("columns", os.get_terminal_size(1).columns if os.isatty(1) else None, os.isatty(2))
 elif mode == "codes":

@@ -163,6 +163,10 @@ def test_names_of_runs_and_checkpoints(run, tmp_path):
     for wrong in (tmp_path, tmp_path / "absent"):
         with pytest.raises(CheckpointError, match="name a run's output_dir"):
             checkpoints_folder(wrong)
+    with pytest.raises(CheckpointError, match=f"it is one checkpoint, not a run. Fix: name the run: {root}"):
+        checkpoints_folder(root / "step-000005")
+    with pytest.raises(CheckpointError, match="it is not a folder"):
+        checkpoints_folder(root / "step-000005" / "MANIFEST.json")
 
 
 def test_a_run_that_is_going_on(run):

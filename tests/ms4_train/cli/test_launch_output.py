@@ -52,3 +52,15 @@ def test_memory_is_bounded():
     for number in range(3 * MAX_LINES):
         merger.own(b"%d" % number)
     assert len(merger._counts) == len(merger._shown) == MAX_LINES
+
+
+def test_an_error_and_word_of_it_by_another_rank_are_one():
+    merger = Merger()
+    merger.own(b"error: key: wrong. Fix: x.")
+    merger.hold(1, b"error: rank 0 has stopped: key: wrong. Fix: x.", 0)
+    merger.own(b"error: disk full.")
+    merger.hold(1, b"error: rank 0 could not save: disk full.", 0)
+    merger.own(b"error: rank 2 ended with an error: other. Fix: y.")
+    merger.hold(2, b"error: other. Fix: y.", 0)
+    merger.hold(1, b"error: rank 2 ended with an error: third. Fix: y.", 0)
+    assert merger.due(LATER) == [b"[rank 1] error: rank 2 ended with an error: third. Fix: y.\n"]

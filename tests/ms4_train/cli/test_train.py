@@ -52,6 +52,16 @@ def test_errors_are_one_line_and_exit_code_2(folder, capsys, arguments, message)
     assert len(errors.splitlines()) == 1
 
 
+def test_a_mesh_that_cannot_be_is_refused_before_any_rank_is_started(folder, capsys, monkeypatch):
+    monkeypatch.setattr("ms4_train.cli.launch.launch", lambda *_: pytest.fail("started"))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert ms4(folder / "run.yaml", "--nproc", 2, "parallel.expert_parallel_size=3") == 2
+    assert (
+        "parallel.expert_parallel_size: is 3, but a layer of the model has 8 experts, and there are 2 processes" in capsys.readouterr().err
+    )
+
+
 def test_an_evaluation_file_is_refused(folder, capsys):
     (folder / "eval.yaml").write_text(f"recipe: eval\nmodel: {{path: {folder / 'base'}}}\ntasks: [{{task: arithmetic}}]\n")
     assert ms4(folder / "eval.yaml") == 2

@@ -32,7 +32,10 @@ def accepts(processes, num_experts=None, **section):
 @pytest.mark.parametrize(
     ("processes", "num_experts", "size", "said"),
     [
-        (8, 128, 6, "there are 8 processes, which cannot be divided into groups of 6. Fix: use 4 or 8, or start a multiple of 6"),
+        (8, None, 6, "there are 8 processes, which cannot be divided into groups of 6. Fix: use 4 or 8, or start a multiple of 6"),
+        (8, 128, 6, "a layer of the model has 128 experts, and there are 8 processes: each rank must hold equally many. Fix: use 4 or 8."),
+        (12, 128, 8, "there are 12 processes, which cannot be divided into groups of 8. Fix: use 4, or start a multiple of 8"),
+        (2, 32, 64, "a layer of the model has 32 experts, and there are 2 processes: each rank must hold equally many. Fix: use 2."),
         (8, 128, 16, "cannot be divided into groups of 16. Fix: use 8, or start a multiple of 16"),
         (1, None, 8, "there is 1 process, which cannot be divided into groups of 8. Fix: use 1, or start a multiple of 8"),
         (

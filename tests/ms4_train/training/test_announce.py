@@ -6,11 +6,12 @@ from support.multimodal import tiny_multimodal
 from support.quantised_models import quantised_tiny
 
 from ms4_train.adapters import attach
-from ms4_train.config.schema import AdapterSection, TrainingSection
+from ms4_train.config.schema import AdapterSection, ParallelSection, TrainingSection
 from ms4_train.data import Survey
 from ms4_train.data.row_survey import SourceCounts
 from ms4_train.errors import TrainingError
-from ms4_train.training.announce import RunLength, TrainedParameters, announcement
+from ms4_train.parallel import Mesh
+from ms4_train.training.announce import RunLength, TrainedParameters, announcement, ranks_said
 
 
 def survey():
@@ -100,3 +101,17 @@ def test_a_run_that_never_leaves_its_warm_up_says_so():
     assert rate() == "  learning rate 1e-05, cosine"
     assert rate(warmup_ratio=0.1) == "  learning rate 1e-05, cosine, warm-up over 4 steps"
     assert rate(warmup_steps=40).endswith("warm-up over 40 steps: THE RUN ENDS BEFORE THIS RATE IS REACHED")
+
+
+def test_how_ranks_share_the_work():
+    def shown(world_size, size, **keys):
+        section = ParallelSection(expert_parallel_size=size, **keys)
+        return list(ranks_said(Mesh(world_size=world_size, expert_parallel_size=size), section, 32))
+
+    assert shown(1, 1) == []
+    assert shown(2, 1) == ["ranks:", "  2 on cpu; all 32 experts on each", "  ZeRO 2"]
+    assert shown(2, 2, zero_stage=1, offload_optimizer="cpu")[1:] == [
+        "  2 on cpu; 16 of a layer's 32 experts on each",
+        "  ZeRO 1; optimizer on the CPU",
+    ]
+    assert shown(8, 4, zero_stage=3)[1] == "  8 on cpu; 8 of a layer's 32 experts on each, 2 copies of each"

@@ -109,6 +109,8 @@ def test_another_base_is_refused(folder, small_run, tmp_path):
     save_model(tiny_model(config, seed=2).state_dict(), tmp_path / "other", config=config)
     with pytest.raises(CheckpointError, match="not the base model that the run was trained with"):
         export_checkpoint(newest(small_run), tmp_path / "out", base=tmp_path / "other")
+    with pytest.raises(CheckpointError, match="--base: there is no such folder"):
+        export_checkpoint(newest(small_run), tmp_path / "out", base=tmp_path / "absent")
     assert not (tmp_path / "out").exists()
 
 
