@@ -274,18 +274,7 @@ def train_run(plan: Plan, stop: StopSignals) -> TrainEngine:
         plan.tasks.whole_weights = engine.whole_weights
         plan.tasks.should_stop = lambda: stop.received != 0
 
-    saver = None
-    if training.save_strategy != "no":
-        saver = RunStateSaver(
-            plan.checkpoints,
-            engine,
-            expected_bytes=plan.state_bytes,
-            keep=training.save_total_limit,
-            config=config.model_dump(mode="json"),
-            zero_stage=config.parallel.zero_stage,
-            background=training.save_async,
-            go_on=training.on_save_error == "continue",
-        )
+    saver = make_saver(plan, engine)
 
     try:
         # The last thing before the loop, so that nothing draws random numbers in between.
@@ -330,6 +319,23 @@ def train_run(plan: Plan, stop: StopSignals) -> TrainEngine:
         if plan.tasks is not None:
             plan.tasks.close()
     return engine
+
+
+def make_saver(plan: Plan, engine: TrainEngine) -> RunStateSaver | None:
+    """Writes run state; None where the run saves none."""
+    config, training = plan.config, plan.config.training
+    if training.save_strategy == "no":
+        return None
+    return RunStateSaver(
+        plan.checkpoints,
+        engine,
+        expected_bytes=plan.state_bytes,
+        keep=training.save_total_limit,
+        config=config.model_dump(mode="json"),
+        zero_stage=config.parallel.zero_stage,
+        background=training.save_async,
+        go_on=training.on_save_error == "continue",
+    )
 
 
 def make_deterministic(seed: int) -> None:
