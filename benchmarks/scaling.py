@@ -2,11 +2,11 @@
 
 Every contestant trains all parameters of the same model, from the same weights, on the same documents with the same AdamW and clipping,
 fp32; for the others it is transformers' ``Mistral4ForCausalLM``. The work of a step is the same on any number of ranks, which share out
-its documents. Each rank is a process of its own with one thread; the ranks of a contestant have a network of their own, whose device
-counts what crosses it. Losses and gradient norms of the first steps must agree with those of our single rank before anything is timed,
-and are watched throughout. Then all contestants on one and two ranks take one step each, round by round, in turns of changing order, so
-every ratio is one of neighbours in time. On four ranks bytes and memory are taken and no times, since there may be fewer cores. Ours on
-one rank is a plain optimizer; everybody else's ZeRO has nobody to share with there.
+its documents. Each rank is a process of its own with one thread, bound to a core of its own as far as there are any; the ranks of a
+contestant have a network of their own, whose device counts what crosses it. Losses and gradient norms of the first steps must agree with
+those of our single rank before anything is timed, and are watched throughout. Then all contestants on one and two ranks take one step
+each, round by round, in turns of changing order, so every ratio is one of neighbours in time. On four ranks bytes and memory are taken
+and no times, since there may be fewer cores. Ours on one rank is a plain optimizer; everybody else's ZeRO has nobody to share with there.
 
 AutoEP does not know this architecture; it is told what the blocks are called. Where its losses deviate it is counted apart.
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -43,8 +44,9 @@ TIMED_RANKS = (1, 2)
 QUICK = Work(hidden_size=128, expert_width=64, num_experts=32, vocab_size=1024, length=256)
 """What a step costs in any case weighs more here than the work."""
 CHECKED_STEPS = 3
-TOLERANCE = 1e-4
-"""Relative, of losses and norms. Sums in another order differ by some 1e-6; near ties between experts, which they decide, by 1e-5."""
+TOLERANCE = {"before timing": 1e-4, "all steps": 1e-2}
+"""Relative, of losses and norms. Sums in another order differ by some 1e-6. Where two experts of a token nearly tie, they decide; each such
+token moves the norm by 1e-4 or so, and there are some among the tokens of many steps."""
 
 
 @dataclass
@@ -91,10 +93,18 @@ class Series:
             "peak_mib": max(reply["peak_mib"] for reply in replies),
         }
 
-    def apart_from(self, expected: Series) -> float:
-        """Largest relative difference of losses and norms, over the steps that both have taken."""
-        pairs = [*zip(self.losses, expected.losses, strict=False), *zip(self.norms, expected.norms, strict=False)]
+    def apart_from(self, expected: Series, steps: int | None = None) -> float:
+        """Largest relative difference of losses and norms, over the first ``steps`` steps, or all that both have taken."""
+        pairs = [*zip(self.losses[:steps], expected.losses, strict=False), *zip(self.norms[:steps], expected.norms, strict=False)]
         return max(abs(own - other) / other for own, other in pairs)
+
+    def deviates(self, expected: Series) -> str | None:
+        """What is too far from the expected, in words; None where nothing is."""
+        for (when, allowed), steps in zip(TOLERANCE.items(), (CHECKED_STEPS, None), strict=True):
+            apart = self.apart_from(expected, steps)
+            if apart > allowed:
+                return f"losses or norms differ by {apart:.1e}, {when}; {allowed:g} is allowed"
+        return None
 
 
 Found = dict[tuple[str, int], Series]
@@ -122,11 +132,10 @@ def check(found: Found) -> None:
     Raises:
         SystemExit: names it. AutoEP may deviate; the report says so.
     """
-    expected = found[OUR_ONE, 1]
     for (name, ranks), series in found.items():
-        apart = series.apart_from(expected)
-        if apart > TOLERANCE and name != AUTO_EP:
-            raise SystemExit(f"{name} on {ranks} ranks does not compute the same: {apart:.1e} from {OUR_ONE} on 1, {TOLERANCE:g} allowed")
+        wrong = series.deviates(found[OUR_ONE, 1])
+        if wrong is not None and name != AUTO_EP:
+            raise SystemExit(f"{name} on {ranks} ranks does not compute what {OUR_ONE} does on one: {wrong}")
 
 
 def measure(work: Work, rounds: int) -> Found:
@@ -159,10 +168,11 @@ def measure(work: Work, rounds: int) -> Found:
 def summary(found: Found, name: str, ranks: int) -> dict[str, Any]:
     """The numbers of one row; ratios are the contestant's over ours on as many ranks, median, least and most over rounds."""
     series, ours = found[name, ranks], found[OUR_ONE, ranks]
+    apart = functools.partial(series.apart_from, found[OUR_ONE, 1])
     row: dict[str, Any] = {
         "bytes_sent": statistics.median(series.sent[1:]),  # the first step may exchange what later ones do not
         "bytes_counted_by_exchange": series.counted[-1],
-        "apart_from_one_rank": series.apart_from(found[OUR_ONE, 1]),
+        "apart_from_one_rank": {"before timing": apart(CHECKED_STEPS), "all steps": apart(None)},
         **series.memory,
     }
     if series.wall:
@@ -180,8 +190,9 @@ def verdicts(found: Found) -> list[str]:
         ours = summary(found, OUR_ONE, ranks)
         for name in (PEER, AUTO_EP):
             other = summary(found, name, ranks)
-            if other["apart_from_one_rank"] > TOLERANCE:
-                lines.append(f"{name} on {ranks} ranks deviates by {other['apart_from_one_rank']:.1e}: counted apart")
+            wrong = found[name, ranks].deviates(found[OUR_ONE, 1])
+            if wrong is not None:
+                lines.append(f"{name} on {ranks} ranks is counted apart: {wrong}")
                 continue
             fewer = other["bytes_sent"] / ours["bytes_sent"]
             lines.append(f"bytes, {ranks} ranks: {_bar(fewer > 1)}: {name} sends {fewer:.2f}x ours")
@@ -238,8 +249,11 @@ def print_results(found: Found, work: Work) -> None:
     Console(width=None if sys.stdout.isatty() else 150).print(table)
     for line in verdicts(found):
         print(line)
-    worst = max(series.apart_from(found[OUR_ONE, 1]) for (name, _), series in found.items() if name != AUTO_EP)
-    print(f"losses and norms of all steps differ from those of our one rank by at most {worst:.1e}, AutoEP apart")
+    for when, steps in zip(TOLERANCE, (CHECKED_STEPS, None), strict=True):
+        worst = {name == AUTO_EP: 0.0 for name, _ in found}
+        for (name, _), series in found.items():
+            worst[name == AUTO_EP] = max(worst[name == AUTO_EP], series.apart_from(found[OUR_ONE, 1], steps))
+        print(f"losses and norms, {when}: at most {worst[False]:.1e} from those of our one rank; of AutoEP {worst[True]:.1e}")
 
 
 def write_results(found: Found, work: Work, out: Path, command: str) -> None:

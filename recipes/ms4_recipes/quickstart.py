@@ -70,7 +70,7 @@ def run(output: Path, *, scale: Scale = Scale(), nproc: int = 1, console: Consol
     Args:
         output: folder for everything that is made.
         scale: how much work it is.
-        nproc: ranks that train; each holds its share of the experts and gets its share of a step's tokens.
+        nproc: ranks that train; each holds its share of the experts, and a step has a row of each.
         console: to print to; default: standard output.
 
     Raises:
@@ -131,9 +131,9 @@ def train(quickstart: Quickstart, name: str, file: Path, overrides: Sequence[str
     overrides = [f"output_dir={folder}", *overrides, *quickstart.scale.train_overrides]
     ranks = quickstart.nproc
     if ranks > 1:
-        # The same tokens per step: what is one row of one process is a shorter row of each rank.
-        length = training_config(file, overrides).data.max_length // ranks
-        overrides += [f"data.max_length={length}", f"parallel.expert_parallel_size={ranks}"]
+        # Every step has a row of each rank, so as many steps are as many times the epochs.
+        epochs = training_config(file, overrides).training.num_train_epochs * ranks
+        overrides += [f"training.num_train_epochs={epochs:g}", f"parallel.expert_parallel_size={ranks}"]
     command = ["train", str(file), *overrides, *([f"--nproc={ranks}"] if ranks > 1 else [])]
     with quickstart.step(name, " ".join(["ms4", *command]).replace(str(file), shown(file))):
         config = training_config(file, overrides)

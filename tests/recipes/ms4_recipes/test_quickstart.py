@@ -82,7 +82,7 @@ def test_promises_are_held_against_the_reports(before, after, expected):
     assert [claim.holds for claim in quickstart.measure(before, after)] == expected
 
 
-def test_ranks_get_a_share_of_each_row_and_of_the_experts(tmp_path, monkeypatch):
+def test_ranks_share_the_experts_and_take_as_many_steps(tmp_path, monkeypatch):
     """What would be started; the slow test starts it."""
     started = []
     monkeypatch.setattr(quickstart, "_train_on_ranks", started.append)
@@ -90,7 +90,7 @@ def test_ranks_get_a_share_of_each_row_and_of_the_experts(tmp_path, monkeypatch)
     run = quickstart.Quickstart(tmp_path, SMALL, 2, Console(file=io.StringIO()))
     with pytest.raises(BaseException, match="one process must not train"):
         quickstart.train(run, "full", quickstart.FULL, ["model.path=base"])
-    assert {"data.max_length=512", "parallel.expert_parallel_size=2", "--nproc=2", "model.path=base"} <= set(started[0])
+    assert {"training.num_train_epochs=2", "parallel.expert_parallel_size=2", "--nproc=2", "model.path=base"} <= set(started[0])
 
 
 @pytest.mark.parametrize(("ranks", "choices"), [("3", "1, 2, 4, 8, 16, 32"), ("0", "1, 2, 4")])
