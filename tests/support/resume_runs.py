@@ -148,9 +148,9 @@ def stop_step(output: Path, variant: Variant) -> int:
 
 def forget_random_state() -> None:
     """A resumed run that does not put its random numbers back."""
-    from ms4_train.checkpoint import load
+    from ms4_train.checkpoint import saved
 
-    load.restore_random_state = lambda state: None
+    saved.restore_random_state = lambda state: None
 
 
 def forget_position() -> None:
