@@ -93,7 +93,7 @@ format: setup  ## mend what ruff can mend
 
 bench: setup  ## comparisons with named peers
 	@for file in benchmarks/bench_*.py benchmarks/train_step.py benchmarks/inference.py benchmarks/operations.py \
-	  benchmarks/grading.py benchmarks/eval_client.py benchmarks/leaderboard_site.py; do \
+	  benchmarks/grading.py benchmarks/eval_client.py benchmarks/leaderboard_site.py benchmarks/scaling.py; do \
 	  echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 clean:  ## caches and builds; .venv and runs stay
