@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ms4_train.checkpoint.folders import FolderLock
-    from ms4_train.checkpoint.identity import check_same_run, run_identity
+    from ms4_train.checkpoint.identity import check_same_run, other_conditions, run_identity
     from ms4_train.checkpoint.load import find_saved_run, restart_after
     from ms4_train.checkpoint.random_state import seed_everything
-    from ms4_train.checkpoint.save import RunStateSaver, checkpoint_bytes
+    from ms4_train.checkpoint.room import checkpoint_bytes, require_room
+    from ms4_train.checkpoint.save import RunStateSaver, places
     from ms4_train.checkpoint.saved import SavedRun
 
 _HOMES = {
@@ -20,8 +21,11 @@ _HOMES = {
     "RunStateSaver": "save",
     "SavedRun": "saved",
     "check_same_run": "identity",
-    "checkpoint_bytes": "save",
+    "checkpoint_bytes": "room",
     "find_saved_run": "load",
+    "other_conditions": "identity",
+    "places": "save",
+    "require_room": "room",
     "restart_after": "load",
     "run_identity": "identity",
     "seed_everything": "random_state",
@@ -34,6 +38,9 @@ __all__ = [
     "check_same_run",
     "checkpoint_bytes",
     "find_saved_run",
+    "other_conditions",
+    "places",
+    "require_room",
     "restart_after",
     "run_identity",
     "seed_everything",

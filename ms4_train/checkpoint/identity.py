@@ -37,6 +37,8 @@ FREE_TRAINING_KEYS = frozenset(
         "resume_from_checkpoint",
     }
 )
+LENGTH_KEYS = ("num_train_epochs", "max_steps")
+"""Free as well, and worth a word: the learning rate follows the length."""
 _LOCKED_TRAINING_KEYS = frozenset({"train_router"})
 # How images are decoded, not which.
 FREE_IMAGE_KEYS = {"workers", "decode_seconds"}
@@ -98,6 +100,32 @@ def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any], *, fold
             fix="restore them, choose another output_dir, or start again with training.resume_from_checkpoint=never.",
         )
     return [_change(item) for item in differing_keys(saved.get("watched", {}), current["watched"])]
+
+
+def other_conditions(saved: Mapping[str, Any], config: SftRun, mesh: Mapping[str, int]) -> list[str]:
+    """How the same run goes on under other conditions: its ranks, the packed rows of a step, its length. One line each, about "it".
+
+    Args:
+        saved: ``state`` of the checkpoint, with ``config`` and ``mesh`` of the run that wrote it.
+        config: of this run.
+        mesh: ``world_size``, ``expert_parallel_size`` and ``zero_stage`` of this run.
+    """
+    before, now = saved["config"]["training"], config.training.model_dump(mode="json")
+    lines = []
+    if moved := differing_keys(saved["mesh"], mesh):
+        lines.append(f"it goes on with another mesh: {', '.join(map(_change, moved))}.")
+    rows = [
+        training["per_device_train_batch_size"] * training["gradient_accumulation_steps"] * ranks["world_size"]
+        for training, ranks in ((before, saved["mesh"]), (now, mesh))
+    ]
+    if rows[0] != rows[1]:
+        lines.append(
+            f"it changes {_change(('packed rows per step', *rows))}: an epoch has another number of steps, and those done count as such. "
+            "training.gradient_accumulation_steps can make up for another number of ranks."
+        )
+    if length := [_change((f"training.{key}", before[key], now[key])) for key in LENGTH_KEYS if before[key] != now[key]]:
+        lines.append(f"it changes {', '.join(length)}: from here on the learning rate follows the new length.")
+    return lines
 
 
 def _change(item: tuple[str, Any, Any]) -> str:

@@ -97,7 +97,7 @@ def checkpoints_folder(path: Path) -> Path:
             return root
     if path.is_dir() and _NAME.fullmatch(path.name):
         raise CheckpointError("it is one checkpoint, not a run.", file=path, fix=f"name the run: {path.parent}.")
-    what = "it holds no checkpoints" if path.is_dir() else "it is not a folder" if path.exists() else "there is no such folder"
+    what = "it holds no checkpoints" if path.is_dir() else "it is not a folder" if path.exists() else "no run has written there yet"
     raise CheckpointError(f"{what}.", file=path, fix="name a run's output_dir, or its folder of checkpoints.")
 
 

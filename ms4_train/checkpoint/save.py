@@ -25,7 +25,7 @@ from typing import Any
 
 from ms4_train.checkpoint.folders import TEMPORARY_PREFIX, prune, step_folder_name
 from ms4_train.checkpoint.manifest import FileSum, Manifest, canonical_json, write_manifest, write_synced
-from ms4_train.checkpoint.part import BYTES_PER_VALUE, SHARD_BYTES, HeldPart
+from ms4_train.checkpoint.part import SHARD_BYTES, HeldPart
 from ms4_train.checkpoint.writer import PartWriter
 from ms4_train.errors import CheckpointError, DiskFullError, MS4Error, StorageError
 from ms4_train.parallel import Mesh, TrainEngine, progress
@@ -34,13 +34,15 @@ from ms4_train.storage import fsync_folder, require_free_bytes, storage_errors
 _LOG = logging.getLogger(__name__)
 
 STATE_NAME = "state.json"
-SPARE_BYTES = 1 << 20
-"""Headers, random state and JSON of one checkpoint."""
 
 
-def checkpoint_bytes(trained_parameters: int) -> int:
-    """Disk space of one checkpoint of that many trained parameters, over all ranks."""
-    return trained_parameters * BYTES_PER_VALUE + SPARE_BYTES
+def places(mesh: Mesh, zero_stage: int) -> dict[str, int]:
+    """What a checkpoint says of the ranks that wrote it."""
+    return {
+        "world_size": mesh.world_size,
+        "expert_parallel_size": mesh.expert_parallel_size,
+        "zero_stage": zero_stage if mesh.world_size > 1 else 0,
+    }
 
 
 class RunStateSaver:
@@ -77,11 +79,7 @@ class RunStateSaver:
         self._root, self._engine, self._mesh = root, engine, engine.mesh
         self._expected_bytes, self._keep, self._shard_bytes = expected_bytes, keep, shard_bytes
         self._config = dict(config)
-        self._places = {
-            "world_size": self._mesh.world_size,
-            "expert_parallel_size": self._mesh.expert_parallel_size,
-            "zero_stage": zero_stage if self._mesh.world_size > 1 else 0,
-        }
+        self._places = places(self._mesh, zero_stage)
         self._background, self._go_on = background, go_on
         self._save: _Save | None = None
         self._failure: MS4Error | None = None

@@ -20,7 +20,7 @@ from ms4_train.config.mesh import check_mesh, planned_processes
 from ms4_train.config.schema import ParallelSection
 from ms4_train.errors import ParallelError
 
-_START = "start the processes with `ms4 train --nproc N` or torchrun."
+_START = "start the processes with --nproc N of `ms4 train`, `ms4 eval run` or `ms4 generate`, or with torchrun."
 
 
 @dataclass(frozen=True)

@@ -34,12 +34,14 @@ from ms4_train.checkpoint import (
     check_same_run,
     checkpoint_bytes,
     find_saved_run,
+    other_conditions,
+    places,
+    require_room,
     restart_after,
     run_identity,
     seed_everything,
 )
 from ms4_train.checkpoint.folders import prune
-from ms4_train.config.mesh import check_mesh
 from ms4_train.config.schema import AdapterSection, SftRun
 from ms4_train.data import PackedBatch, Survey, TrainLoader, build_eval_batches, build_loader, prepare
 from ms4_train.errors import ConfigError
@@ -47,7 +49,6 @@ from ms4_train.model import Mistral4ForCausalLM
 from ms4_train.parallel import Mesh, TrainEngine, init_mesh, make_engine, progress, shard_experts
 from ms4_train.parallel.watch import watched
 from ms4_train.parallel.zero3 import require_same_base
-from ms4_train.storage import require_free_bytes
 from ms4_train.tracking import Trackers, make_trackers
 from ms4_train.training import (
     FlopCounter,
@@ -168,7 +169,6 @@ def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
     """
     training = config.training
     sizes = read_config(config.model.path)
-    check_mesh(config.parallel, mesh.world_size, sizes.n_routed_experts)
     tokenizer = ChatTokenizer.of_model(config.model.path, config.model.tokenizer)
     tokenizer.check_model(sizes.vocab_size)
     with reading_shown(Console(stderr=True, quiet=not mesh.is_main)) as shown:
@@ -209,6 +209,9 @@ def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
     if saved:
         for change in check_same_run(saved.state["identity"], identity, folder=saved.folder):
             _LOG.warning("the resumed run changes %s.", change)
+        if mesh.is_main:
+            for line in other_conditions(saved.state, config, places(mesh, config.parallel.zero_stage)):
+                _LOG.warning("the run was saved under other conditions: %s", line)
     tasks = None
     if config.evaluation is not None:
         from ms4_recipes.answer_tasks import TaskEvaluation
@@ -245,8 +248,11 @@ def announce_run(plan: Plan) -> None:
         console.print(line, markup=False)
     for line in announcement(plan.trained, plan.prepared.attached, plan.survey, plan.length, training):
         console.print(line, markup=False)
-    if training.save_strategy != "no" and plan.mesh.is_main:
-        require_free_bytes(plan.checkpoints, 2 * plan.state_bytes)  # a new one is written before the old one goes
+    length = plan.length
+    if training.save_strategy != "no" and plan.mesh.is_main and length.first_step < length.total_steps:
+        short = require_room(plan.checkpoints, plan.state_bytes, done=length.first_step, keep=training.save_total_limit)
+        if short is not None:
+            _LOG.warning("%s", short)
 
 
 def train_run(plan: Plan, stop: StopSignals) -> TrainEngine:

@@ -1,8 +1,17 @@
 """What may change between a checkpoint and its resume, and what may not."""
 
+import re
+
 import pytest
 
-from ms4_train.checkpoint.identity import FREE_IMAGE_KEYS, FREE_TRAINING_KEYS, check_same_run, differing_keys, run_identity
+from ms4_train.checkpoint.identity import (
+    FREE_IMAGE_KEYS,
+    FREE_TRAINING_KEYS,
+    check_same_run,
+    differing_keys,
+    other_conditions,
+    run_identity,
+)
 from ms4_train.config.schema import ImagesSection, SftRun, TrainingSection
 from ms4_train.errors import CheckpointError
 
@@ -103,3 +112,32 @@ def test_long_values_are_shortened():
     assert len(str(caught.value)) < 320
     assert "aaa... , is" not in str(caught.value)
     assert "aaa..., is sha256:bbb" in str(caught.value)
+
+
+def run_of(**training):
+    return SftRun.model_validate({**BASE, "training": {**BASE["training"], **training}})
+
+
+ONE = {"world_size": 1, "expert_parallel_size": 1, "zero_stage": 0}
+FOUR = {"world_size": 4, "expert_parallel_size": 2, "zero_stage": 3}
+
+
+@pytest.mark.parametrize(
+    ("training", "mesh", "said"),
+    [
+        ({}, FOUR, []),
+        ({"logging_steps": 7, "save_steps": 3}, FOUR, []),
+        ({"max_steps": 20}, FOUR, [r"training.max_steps \(was 10, is 20\): from here on the learning rate"]),
+        (
+            {"gradient_accumulation_steps": 4},
+            ONE,
+            [r"another mesh: world_size \(was 4, is 1\), expert_parallel_size \(was 2, is 1\), zero_stage \(was 3, is 0\)\."],
+        ),
+        ({}, ONE, ["another mesh", r"packed rows per step \(was 4, is 1\)"]),
+        ({"per_device_train_batch_size": 2}, FOUR, [r"packed rows per step \(was 4, is 8\)"]),
+    ],
+)
+def test_other_conditions_are_told(training, mesh, said):
+    lines = other_conditions({"config": run_of().model_dump(mode="json"), "mesh": FOUR}, run_of(**training), mesh)
+    assert len(lines) == len(said)
+    assert all(re.search(pattern, line) for pattern, line in zip(said, lines, strict=True)), lines
