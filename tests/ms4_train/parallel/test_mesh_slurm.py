@@ -89,7 +89,7 @@ def requeued(folder):
 def test_bash_reads_it_and_it_asks_for_time_to_save():
     assert subprocess.run(["bash", "-n", SBATCH], check=False, capture_output=True).returncode == 0
     text = SBATCH.read_text()
-    assert int(re.search(r"^#SBATCH --signal=B:TERM@(\d+)$", text, re.M).group(1)) >= 120  # type: ignore[union-attr]
+    assert int(re.search(r"^#SBATCH --signal=B:USR1@(\d+)$", text, re.M).group(1)) >= 120  # type: ignore[union-attr]
     asked = re.findall(r"^#SBATCH (--[\w-]+)", text, re.M)
     assert {"--requeue", "--time", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--output"} <= set(asked)
     # SLURM stops looking at the first command.
@@ -106,7 +106,7 @@ def test_each_task_is_a_rank(cluster, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "restarts", "again"), [(143, 7, True), (76, 2, True), (76, 3, False), (2, 0, False), (75, 0, False), (130, 0, False)]
+    ("code", "restarts", "again"), [(143, 0, False), (76, 2, True), (76, 3, False), (2, 0, False), (75, 0, False), (130, 0, False)]
 )
 def test_a_job_is_queued_again_where_that_helps(cluster, tmp_path, code, restarts, again):
     assert finish(cluster("run.yaml", code, restarts=restarts))[0] == code
@@ -120,16 +120,17 @@ def test_a_job_that_lost_a_rank_to_a_signal_is_queued_again(cluster, tmp_path, r
     assert requeued(tmp_path) == (["requeue 12345"] if again else [])
 
 
-def test_sigterm_reaches_every_rank_and_is_waited_for(cluster, tmp_path):
-    process = cluster("run.yaml", "wait")
+@pytest.mark.parametrize(("number", "again"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)], ids=["time is up", "cancelled"])
+def test_a_signal_reaches_every_rank_and_is_waited_for(cluster, tmp_path, number, again):
+    process = cluster("run.yaml", "wait", restarts=7)
     deadline = time.monotonic() + 60
     while not all((tmp_path / f"log.ready.{rank}").exists() for rank in range(2)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)  # to the batch shell alone, as --signal=B: does
+    process.send_signal(number)  # to the batch shell alone, as --signal=B: does
     code, output = finish(process)
     assert code == 143, output
-    assert requeued(tmp_path) == ["requeue 12345"]
+    assert requeued(tmp_path) == (["requeue 12345"] if again else [])
 
 
 def test_without_a_run_file_it_says_how_it_is_called(cluster):
