@@ -168,6 +168,12 @@ class EvaluationError(MS4Error):
     code = "evaluation"
 
 
+class StoppedError(EvaluationError):
+    """An evaluation was asked to stop: what is finished is stored, the rest is done by the next start."""
+
+    code = "stopped"
+
+
 class MissingDependencyError(MS4Error):
     """A package or program that this command needs and that is not installed."""
 

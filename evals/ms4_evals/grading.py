@@ -16,9 +16,12 @@ from ms4_evals.graders.base import Grade, Grader, GradingFailure
 from ms4_evals.store.records import PlannedProblem, Sample
 from ms4_evals.store.results import ResultStore
 from ms4_evals.tasks.base import TaskProblem
+from ms4_train.errors import StoppedError
 
 DEFAULT_WORKERS = 4
 _FAILURES_LISTED = 5
+_ASKED_SECONDS = 0.5
+"""How often a wait asks whether to stop."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +41,35 @@ def grade_sample(grader: Grader, problem: TaskProblem, sample: Sample) -> Grade:
     return grader.grade(problem, sample.answer, is_truncated=sample.finish_reason == "length")
 
 
+def never() -> bool:
+    """No."""
+    return False
+
+
 class Grading:
     """Grades samples of one store; a context manager.
 
-    It leaves no thread behind, unless it is left by an error or Ctrl-C: then nobody waits for what is being graded, which may be a program
-    that runs for minutes. It ends when its sandbox or judge is closed, and is graded at the next start.
+    It leaves no thread behind, unless it is left by an error or Ctrl-C, or told to stop: then nobody waits for what is being graded, which
+    may be a program that runs for minutes. It ends when its sandbox or judge is closed, and is graded at the next start.
 
     Args:
         store: open to write; used in the calling thread only.
         workers: threads for graders that take their time.
         on_grade: called in the calling thread whenever such a verdict is stored.
+        should_stop: asked in the calling thread while it waits.
     """
 
-    def __init__(self, store: ResultStore, *, workers: int = DEFAULT_WORKERS, on_grade: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        store: ResultStore,
+        *,
+        workers: int = DEFAULT_WORKERS,
+        on_grade: Callable[[], None] = lambda: None,
+        should_stop: Callable[[], bool] = never,
+    ) -> None:
         self._store = store
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="grading")
-        self._on_grade = on_grade
+        self._on_grade, self._should_stop = on_grade, should_stop
         self._waiting: dict[Future[Grade], _Waiting] = {}
         self._asked: set[_Waiting] = set()
         self._failed: set[_Waiting] = set()
@@ -64,7 +80,7 @@ class Grading:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._pool.shutdown(wait=error is None, cancel_futures=True)
-        if error is None or isinstance(error, KeyboardInterrupt):
+        if error is None or isinstance(error, KeyboardInterrupt | StoppedError):
             self.collect()  # what is graded already is not lost
 
     @property
@@ -104,9 +120,16 @@ class Grading:
             self._finish(future)
 
     def finish(self) -> None:
-        """Wait for all verdicts, storing each as it comes."""
+        """Wait for all verdicts, storing each as it comes.
+
+        Raises:
+            StoppedError: somebody asked to stop.
+        """
         while self._waiting:
-            done, _ = concurrent.futures.wait(self._waiting, return_when=concurrent.futures.FIRST_COMPLETED)
+            if self._should_stop():
+                left = len(self._waiting)
+                raise StoppedError(f"stopped with {left} samples to grade.", fix="run the same command again to go on.")
+            done, _ = concurrent.futures.wait(self._waiting, timeout=_ASKED_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in done:
                 self._finish(future)
 

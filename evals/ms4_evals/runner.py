@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ms4_evals.clients.base import Client, SampleAnswer, SampleRequest
 from ms4_evals.graders.base import MATH_VERIFY
 from ms4_evals.graders.second_opinion import SecondOpinion
-from ms4_evals.grading import DEFAULT_WORKERS, Grading
+from ms4_evals.grading import DEFAULT_WORKERS, Grading, never
 from ms4_evals.identity import content_hash, sample_seed
 from ms4_evals.progress import Progress
 from ms4_evals.store.records import Evaluation, PlannedProblem, RunRecord, Sample
@@ -89,6 +89,7 @@ def run_evaluations(
     progress: Progress,
     second_opinion: SecondOpinion | None = None,
     workers: int = DEFAULT_WORKERS,
+    should_stop: Callable[[], bool] = never,
 ) -> Outcome:
     """Draw, grade and store every planned sample that the store does not hold yet.
 
@@ -101,13 +102,15 @@ def run_evaluations(
         progress: told what happens.
         second_opinion: asked about integer answers; default: one of its own.
         workers: threads for graders that run programs or ask judges.
+        should_stop: asked while verdicts are waited for; drawing asks the client's ranks.
 
     Raises:
+        StoppedError: ``should_stop`` said yes, or the client's ranks were asked to stop.
         MS4Error: the client or the store cannot go on; everything finished until then is stored.
     """
     store.register(run, config, client.versions(), [plan.evaluation for plan in plans])
     try:
-        drawing, grading = _draw_and_grade(client, store, plans, run, progress, workers)
+        drawing, grading = _draw_and_grade(client, store, plans, run, progress, workers, should_stop)
     except BaseException:
         store.forget_if_empty(run.run_id)  # a server that is down, a context that is too small: nothing has begun
         raise
@@ -117,9 +120,15 @@ def run_evaluations(
 
 
 def _draw_and_grade(
-    client: Client, store: ResultStore, plans: Sequence[Plan], run: RunRecord, progress: Progress, workers: int
+    client: Client,
+    store: ResultStore,
+    plans: Sequence[Plan],
+    run: RunRecord,
+    progress: Progress,
+    workers: int,
+    should_stop: Callable[[], bool],
 ) -> tuple[_Drawing, Grading]:
-    with Grading(store, workers=workers, on_grade=progress.graded) as grading:
+    with Grading(store, workers=workers, on_grade=progress.graded, should_stop=should_stop) as grading:
         _grade_again(store, plans, run, grading)
         drawing = _Drawing(store, run, progress, grading)
         # Thinking takes longest, so it starts first: the short direct answers then fill the batch towards the end.

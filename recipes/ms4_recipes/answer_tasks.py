@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from ms4_evals.clients.engine import EngineClient, StoppedError
+from ms4_evals.clients.engine import EngineClient
 from ms4_evals.graders.base import VERDICTS
 from ms4_evals.identity import file_hash
 from ms4_evals.report import build_report
@@ -30,6 +30,7 @@ from ms4_recipes.evaluate_ranks import Alive
 from ms4_train.chat import ChatTokenizer
 from ms4_train.config.eval_tasks import TrainingEvaluation
 from ms4_train.config.schema import SftRun
+from ms4_train.errors import StoppedError
 from ms4_train.inference.mesh_engine import EngineRanks
 from ms4_train.model import Mistral4ForCausalLM
 from ms4_train.parallel import Mesh, progress
@@ -151,6 +152,7 @@ class TaskEvaluation:
                     config=section.model_dump(mode="json", exclude={"store"}),
                     progress=Alive(),
                     workers=resources.workers,
+                    should_stop=lambda: self.should_stop(),
                 )
             except StoppedError as stopped:
                 _LOG.warning("evaluation after step %d: %s", done, stopped.message)

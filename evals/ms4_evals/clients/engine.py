@@ -17,7 +17,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ms4_evals.clients.base import SampleAnswer, SampleRequest
-from ms4_train.errors import EvaluationError
+from ms4_train.errors import StoppedError
 
 if TYPE_CHECKING:
     from ms4_train.chat import ChatTokenizer
@@ -33,12 +33,6 @@ _QUEUED = 4
 """Requests beyond the batch that wait in the engine, so that a place that falls free is taken in the next step."""
 _MEASURED = 20
 """Longest prompts that are encoded to find the context that is needed."""
-
-
-class StoppedError(EvaluationError):
-    """The ranks were asked to stop: what is finished is stored, the rest was not drawn."""
-
-    code = "stopped"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from ms4_evals.progress import Progress
 from ms4_evals.runner import make_plans, run_evaluations
 from ms4_evals.store.records import RunRecord
 from ms4_evals.store.results import ResultStore
+from ms4_train.errors import StoppedError
 
 PROBLEMS, SAMPLES = 6, 2
 PLANNED = 2 * PROBLEMS * SAMPLES
@@ -43,14 +44,22 @@ class SlowGrader(IntegerGrader):
         return Grade(grade.verdict, grade.extracted, {"by": self.grader_id}, "correct")
 
 
-def evaluate(path, grader, client=None, workers=4):
+def evaluate(path, grader, client=None, workers=4, **options):
     tasks = [dataclasses.replace(task, grader=grader) for task in arithmetic_tasks(PROBLEMS, SAMPLES)]
     plans = make_plans(tasks, both_modes())
     record = RunRecord("rule", {"weights": "rule"}, 0)
     client = client or RuleClient(tasks)
     with ResultStore.open(path) as store:
         outcome = run_evaluations(
-            client, store, plans, record, config={}, progress=Progress(), second_opinion=shared_second_opinion(), workers=workers
+            client,
+            store,
+            plans,
+            record,
+            config={},
+            progress=Progress(),
+            second_opinion=shared_second_opinion(),
+            workers=workers,
+            **options,
         )
     with ResultStore.read(path) as store:
         samples = [sample for plan in plans for sample in store.graded_samples(record.run_id, plan.evaluation)]
@@ -98,6 +107,28 @@ def test_an_interruption_keeps_samples_and_the_verdicts_that_were_ready(tmp_path
         evaluate(path, SlowGrader(seconds=0.02), client, workers=1)
     outcome, samples = evaluate(path, SlowGrader())
     assert (outcome.reused, outcome.drawn) == (10, PLANNED - 10)
+    assert len(samples) == PLANNED
+
+
+def test_a_stop_does_not_wait_for_a_judge_and_keeps_what_was_graded(tmp_path):
+    judge_is_back = threading.Event()
+
+    @dataclasses.dataclass(frozen=True)
+    class Hanging(SlowGrader):
+        def grade(self, problem, answer, *, is_truncated):
+            if len(self.seen) >= 3:
+                assert judge_is_back.wait(60)
+            return super().grade(problem, answer, is_truncated=is_truncated)
+
+    path, grader = tmp_path / "r.sqlite", Hanging()
+    began = time.monotonic()
+    with pytest.raises(StoppedError, match=rf"stopped with {PLANNED - 3} samples to grade"):
+        evaluate(path, grader, workers=1, should_stop=lambda: len(grader.seen) == 3 and time.monotonic() > began + 1)
+    assert not judge_is_back.is_set()
+    judge_is_back.set()
+    again = SlowGrader()
+    outcome, samples = evaluate(path, again)
+    assert (outcome.reused, outcome.drawn, len(again.seen)) == (PLANNED, 0, PLANNED - 3)
     assert len(samples) == PLANNED
 
 
