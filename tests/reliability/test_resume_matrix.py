@@ -11,7 +11,7 @@ import sys
 
 import pytest
 from support.distributed import ROOT
-from support.resume_runs import TERMINATED, variants
+from support.resume_runs import STEPS, TERMINATED, variants
 
 CONTROLS = ("without position", "without random state")
 
@@ -35,6 +35,7 @@ def check(reports, expected):
     assert [report["name"] for report in reports] == [variant.name for variant in expected]
     for report in reports:
         assert report["stopped"] == TERMINATED, report
+        assert 0 < report["stopped at"] < STEPS, report
         assert report["left"] == [f"step-{report['stopped at']:06d}"], report
         assert report["resumed"] == {"code": 0, "differing": []}, report
         for control in CONTROLS:

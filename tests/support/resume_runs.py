@@ -119,7 +119,7 @@ def configuration(folder: Path, variant: Variant) -> SftRun:
         "save_strategy": "steps",
         "save_steps": STEPS,
         "gradient_accumulation_steps": variant.accumulation,
-        "per_device_train_batch_size": 1 if variant.packing else 2,
+        "per_device_train_batch_size": 1 if variant.packing else 3,  # so that two epochs begin within the steps
         "lr_scheduler_type": "cosine",
     }
     lora = {"r": 4, "lora_dropout": 0.2, "target_modules": ["q_a_proj", "q_b_proj", "kv_b_proj", "o_proj"]}
