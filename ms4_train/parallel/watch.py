@@ -10,8 +10,9 @@ it says where the rank is at every phase (``progress``) and twice a second that 
 - A rank ends with an error of its own: it says so.
 - Rank 0 does one of these: the others see it themselves.
 
-Then the main thread raises ``RankLostError`` (exit code 76) at its next phase or when its collective fails; where it is stuck in one, the
-thread of the watch ends the process 3 seconds later. A stopped process does the same when it goes on.
+Then the main thread raises ``RankLostError`` at its next phase or when its collective fails; where it is stuck in one, the thread of the
+watch ends the process 3 seconds later. A stopped process does the same when it goes on. The exit code is 76; where a rank ended with an
+error of its own that a user can mend, it is that error's.
 
 Not covered: the time before the ranks have met; a main thread that holds Python's lock for longer than the timeout counts as hung.
 Exercise it: ``pytest tests/ms4_train/parallel/test_watch.py tests/reliability/test_rank_loss.py``.
@@ -111,7 +112,9 @@ def _leave_with(watcher: Hub | Member, error: BaseException) -> None:
         watcher.leave("done", "")
         return
     kind = "agreed" if is_typed and error.on_all_ranks else "error"
-    watcher.leave(kind, str(error) if is_typed else f"{type(error).__name__}: {error}".removesuffix(": "))
+    # What is not one of our errors may come of the machine, as a loss does.
+    code = error.exit_code if is_typed else RankLostError.exit_code
+    watcher.leave(kind, str(error) if is_typed else f"{type(error).__name__}: {error}".removesuffix(": "), code)
 
 
 def _start(mesh: Mesh, timeout: float) -> Hub | Member:

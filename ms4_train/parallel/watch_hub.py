@@ -13,7 +13,8 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from ms4_train.parallel.watch_table import Verdict
+from ms4_train.errors import RankLostError
+from ms4_train.parallel.watch_table import Verdict, exit_code_of
 from ms4_train.parallel.watch_thread import TICK_SECONDS, Watcher, shortened
 from ms4_train.parallel.watch_wire import Channel
 
@@ -53,7 +54,7 @@ class Hub(Watcher):
             self.tell({"verdict": asdict(verdict)}, must_arrive=True)
         super().conclude(verdict)
 
-    def leave(self, kind: str, message: str) -> None:
+    def leave(self, kind: str, message: str, exit_code: int = RankLostError.exit_code) -> None:
         """See ``Watcher.leave``. Without an error, rank 0 stays until the others have left: it is who would tell them of a death.
 
         Raises:
@@ -61,7 +62,7 @@ class Hub(Watcher):
         """
         if kind == "error":
             if self.verdict is None:
-                self.tell({"verdict": asdict(self.table.failed(0, shortened(message)))}, must_arrive=True)
+                self.tell({"verdict": asdict(self.table.failed(0, shortened(message), exit_code))}, must_arrive=True)
         else:
             self._wait_for_others(GOODBYE_SECONDS if kind == "agreed" else None)
             self.tell({"bye": kind}, must_arrive=True)
@@ -152,6 +153,6 @@ class Hub(Watcher):
             if bye == "error":
                 text = shortened(str(message.get("message", "")))
                 self.table.left(rank, self.clock.now)
-                self.conclude(self.table.failed(rank, text))
+                self.conclude(self.table.failed(rank, text, exit_code_of(message)))
             elif bye is not None:
                 self.table.left(rank, self.clock.now)

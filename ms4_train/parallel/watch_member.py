@@ -11,7 +11,8 @@ import threading
 import time
 from typing import Any
 
-from ms4_train.parallel.watch_table import Verdict
+from ms4_train.errors import RankLostError
+from ms4_train.parallel.watch_table import Verdict, exit_code_of
 from ms4_train.parallel.watch_thread import Watcher, shortened
 from ms4_train.parallel.watch_wire import Channel
 
@@ -38,9 +39,9 @@ class Member(Watcher):
         """Send to rank 0."""
         self._channel.send(message, must_arrive=must_arrive)
 
-    def leave(self, kind: str, message: str) -> None:
+    def leave(self, kind: str, message: str, exit_code: int = RankLostError.exit_code) -> None:
         """See ``Watcher.leave``."""
-        self.tell({"bye": kind, "message": shortened(message)}, must_arrive=True)
+        self.tell({"bye": kind, "message": shortened(message), "exit_code": exit_code}, must_arrive=True)
         deadline = time.monotonic() + 1
         while self._channel.has_pending and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -80,4 +81,6 @@ class Member(Watcher):
 
 def _verdict_of(fields: dict[str, Any]) -> Verdict:
     fix = fields.get("fix")
-    return Verdict(str(fields.get("message")), fix if isinstance(fix, str) else None, fields.get("is_own_error") is True)
+    return Verdict(
+        str(fields.get("message")), fix if isinstance(fix, str) else None, fields.get("is_own_error") is True, exit_code_of(fields)
+    )

@@ -6,6 +6,7 @@ Exercise it: ``pytest tests/ms4_train/parallel/test_watch_table.py``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ms4_train.errors import RankLostError
 from ms4_train.parallel.progress import Place
@@ -20,15 +21,32 @@ _HANGS = f"look at that rank's machine, or raise parallel.timeout_seconds if the
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why the run ends. ``is_own_error``: a rank ended with an error of its own, which others may be about to raise too."""
+    """Why the run ends.
+
+    Attributes:
+        message: with the rank's name.
+        fix: what to do about it.
+        is_own_error: a rank ended with an error of its own, which others may be about to raise too.
+        exit_code: of the other ranks. That of the error where it is one that a user can mend: a scheduler that sees several codes must not
+            take it for a loss, after which starting again helps.
+    """
 
     message: str
     fix: str | None = None
     is_own_error: bool = False
+    exit_code: int = RankLostError.exit_code
 
     def error(self) -> RankLostError:
         """As what every other rank raises."""
-        return RankLostError(self.message, fix=self.fix)
+        error = RankLostError(self.message, fix=self.fix)
+        error.exit_code = self.exit_code
+        return error
+
+
+def exit_code_of(message: dict[str, Any]) -> int:
+    """The code that a message of another rank asks this one to end with; that of a loss where it has none that could be one."""
+    code = message.get("exit_code")
+    return code if isinstance(code, int) and not isinstance(code, bool) and 0 < code < 256 else RankLostError.exit_code
 
 
 @dataclass
@@ -108,9 +126,9 @@ class Table:
         state = self.ranks[rank]
         return None if state.has_left else Verdict(f"{state.name} ended in {state.place}.", _DIED)
 
-    def failed(self, rank: int, message: str) -> Verdict:
+    def failed(self, rank: int, message: str, exit_code: int = RankLostError.exit_code) -> Verdict:
         """A rank ended with an error of its own."""
-        return Verdict(f"rank {rank} ended with an error: {message}", is_own_error=True)
+        return Verdict(f"rank {rank} ended with an error: {message}", is_own_error=True, exit_code=exit_code)
 
     def silent(self, rank: int, now: float) -> Verdict | None:
         """The verdict on a rank without a message for as long as the timeout; None where it has left."""

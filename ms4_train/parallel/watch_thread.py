@@ -108,8 +108,8 @@ class Watcher:
         """Send to whoever listens to this rank."""
         raise NotImplementedError
 
-    def leave(self, kind: str, message: str) -> None:
-        """Say goodbye: ``done``, ``agreed`` (an error that every rank raises) or ``error``.
+    def leave(self, kind: str, message: str, exit_code: int = RankLostError.exit_code) -> None:
+        """Say goodbye: ``done``, ``agreed`` (an error that every rank raises) or ``error``, with the code that the others end with.
 
         Where a verdict is out beside an error, the thread goes on, to see that the process ends.
         """

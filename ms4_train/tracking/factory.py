@@ -23,6 +23,7 @@ def make_trackers(
     total_steps: int,
     step: int = 0,
     resumed: dict[str, Any] | None = None,
+    go_on: bool = False,
 ) -> Trackers:
     """Trackers of the main rank: the metrics file always, W&B and the console where asked for. Other ranks use ``Trackers()``.
 
@@ -33,13 +34,14 @@ def make_trackers(
         total_steps: length of the run.
         step: steps that a resumed run has done.
         resumed: the merged ``state()`` from the checkpoint.
+        go_on: whether a full or failing disk is only warned about while the run goes on; the file must be whole at its end.
 
     Raises:
         StorageError: the metrics file cannot be written.
         MissingDependencyError: W&B was asked for and is not installed.
         TrainingError: W&B was asked for and does not start.
     """
-    trackers: list[Tracker] = [JsonlTracker(output_dir, step=step, resumed=resumed)]
+    trackers: list[Tracker] = [JsonlTracker(output_dir, step=step, resumed=resumed, go_on=go_on)]
     if section.wandb.mode != "disabled":
         trackers.append(WandbTracker(section.wandb, output_dir, config, resumed=resumed))
     if section.console:  # last, so that its bar starts when everything that may fail has started

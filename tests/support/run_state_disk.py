@@ -158,7 +158,8 @@ def going_on(folder: Path, *, freed: bool) -> dict[str, Any]:
             JsonlTracker.log = logging  # type: ignore[method-assign]
 
         config = run_file(folder, disk / "out", on_save_error="continue")
-        filler = Filler(saving_points(2 * EVERY)["before the first file is made"], disk, 1 << 20)
+        # Not a byte is left: metrics have no room either.
+        filler = Filler(saving_points(2 * EVERY)["before the first file is made"], disk, 0)
         run = {**train(config, begin=begin, watcher=filler), **state_of(disk / "out" / "checkpoints")}
         if freed:
             return {**run, "print": print_of(disk / "out", STEPS)}

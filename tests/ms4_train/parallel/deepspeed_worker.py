@@ -249,10 +249,11 @@ def check_odd_sizes(mesh, folder):
 
 def check_not_finite(mesh, folder):
     report = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        engine, model, _, _ = build(mesh, dtype=dtype)
+    cases = {"fp32": (2, torch.float32, math.inf), "bf16": (2, torch.bfloat16, math.inf), "stage 3": (3, torch.bfloat16, math.nan)}
+    for name, (stage, dtype, value) in cases.items():
+        engine, model, _, _ = build(mesh, dtype=dtype, stage=stage)
         before = stored_state(engine)
-        loss = loss_sum(model, rows_of(0, 0, mesh.rank)) * (math.inf if mesh.rank == 1 else 1.0)
+        loss = loss_sum(model, rows_of(0, 0, mesh.rank)) * (value if mesh.rank == 1 else 1.0)
         engine.backward(loss, is_last_micro_batch=True)
         try:
             engine.step(0.1, 1.0)

@@ -44,6 +44,7 @@ def test_it_introduces_itself_says_where_it_is_and_leaves(pair):
     assert said["bye"] == "error"
     assert said["message"].startswith("it broke xxx")
     assert len(said["message"]) < 400
+    assert said["exit_code"] == 76
 
 
 def test_a_verdict_reaches_the_main_thread_at_its_next_phase(pair):

@@ -1,8 +1,10 @@
 """Who is found guilty, from what the ranks said and when."""
 
+import pytest
+
 from ms4_train.errors import RankLostError
 from ms4_train.parallel.progress import Place
-from ms4_train.parallel.watch_table import Table
+from ms4_train.parallel.watch_table import Table, exit_code_of
 
 TIMEOUT = 30.0
 
@@ -111,3 +113,10 @@ def test_equals_in_different_phases_are_all_told():
     alive(made, 31)
     message = made.judge(31).message
     assert "rank 0 (host, process 0) is in forward of step 3, rank 1 (host, process 1) is in backward of step 3" in message
+
+
+@pytest.mark.parametrize(("said", "code"), [(2, 2), (75, 75), (None, 76), (0, 76), (True, 76), (256, 76), ("2", 76)])
+def test_the_others_end_with_the_code_of_an_own_error(said, code):
+    made = table(("save", 3, 20))
+    assert made.failed(3, "broken", exit_code_of({"exit_code": said})).error().exit_code == code
+    assert made.ended(0).error().exit_code == 76

@@ -1,7 +1,8 @@
 """metrics.jsonl: written at once, cut at the resumed step, torn lines dropped."""
 
+import errno
 import json
-import os
+from pathlib import Path
 
 import pytest
 
@@ -66,9 +67,60 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path):
         JsonlTracker(tmp_path / "file" / "run")
 
 
-def test_a_full_disk_is_a_storage_error():
-    tracker = JsonlTracker.__new__(JsonlTracker)
-    tracker.path = "/dev/full"
-    tracker._handle = os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb", buffering=0)
-    with pytest.raises(StorageError, match="full"):
+def on_a_full_disk(tracker):
+    tracker._handle.close()
+    tracker._handle = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115
+
+
+def test_a_full_disk_is_a_storage_error(tmp_path):
+    tracker = JsonlTracker(tmp_path)
+    on_a_full_disk(tracker)
+    with pytest.raises(StorageError, match=r"full: 25 bytes are needed"):
         tracker.log(1, {"loss": 1.0})
+
+
+def test_lines_wait_for_room_where_the_run_is_to_go_on(tmp_path, caplog):
+    tracker = JsonlTracker(tmp_path, go_on=True)
+    tracker.log(1, {"loss": 1.0})
+    on_a_full_disk(tracker)
+    for step in (2, 3):
+        tracker.log(step, {"loss": 1.0})
+    assert len(caplog.messages) == 1, "one warning until there is room again"
+    assert "metrics wait in memory" in caplog.text
+    tracker._handle = (tmp_path / "metrics.jsonl").open("ab", buffering=0)
+    tracker.log(4, {"loss": 1.0})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+    on_a_full_disk(tracker)
+    tracker.log(5, {"loss": 1.0})
+    assert len(caplog.messages) == 2
+    with pytest.raises(StorageError):
+        tracker.close()
+
+
+def test_a_line_that_fits_in_part_is_taken_back(tmp_path):
+    """A disk that fills up takes what it can before it fails; a torn line in the middle of the file would hide all that follow."""
+    tracker = JsonlTracker(tmp_path, go_on=True)
+    tracker.log(1, {"loss": 1.0})
+
+    class Filling:
+        """The file, with room for ten bytes."""
+
+        room = 10
+
+        def write(self, data):
+            if self.room == 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            taken = handle.write(data[: self.room])
+            self.room -= taken
+            return taken
+
+        def __getattr__(self, name):
+            return getattr(handle, name)
+
+    disk = Filling()
+    handle, tracker._handle = tracker._handle, disk
+    tracker.log(2, {"loss": 1.0})
+    assert [line["step"] for line in lines(tmp_path)] == [1]
+    disk.room = 1000
+    tracker.log(3, {"loss": 1.0})
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
