@@ -1,5 +1,6 @@
 """Peak memory of one rank that starts a ZeRO 3 run from files. ``run_ranks(zero3_memory_worker.py, folder, cases...)`` writes
-folder/RANK.json. A case is LAYOUT-TRAINING-RANKS OF EXPERTS, with ``-whole`` behind it for the way without shares.
+folder/RANK.json. A case is LAYOUT-TRAINING-RANKS OF EXPERTS, as ``hf-lora-ep2``; ``ep2z2`` is under ZeRO 2, where a rank holds all but the
+experts of others; with ``-whole`` behind it no rank knows of shares.
 
 The files are sparse: zeros that take no disk, but whole pages of memory once they are read.
 """
@@ -59,10 +60,12 @@ def memory(key):
 def measured(mesh, folder, name):
     """Bytes above what the process held before: at the peak of reading, of partitioning, and of the whole start."""
     is_whole = name.endswith("-whole")
-    layout, training, experts = name.removesuffix("-whole").rsplit("-", 2)
+    layout, training, place = name.removesuffix("-whole").rsplit("-", 2)
+    experts, _, stage = place.partition("z")
+    zero_stage = int(stage or 3)
     if experts == "ep1":
         mesh = Mesh(mesh.rank, mesh.world_size, 1, 0, mesh.local_rank, mesh.device)
-    parallel = {"expert_parallel_size": mesh.expert_parallel_size, "zero_stage": 3}
+    parallel = {"expert_parallel_size": mesh.expert_parallel_size, "zero_stage": zero_stage}
     sections = {"adapter": ADAPTER, "model": {"dequantize": True}} if training == "lora" else {}
     model = {"path": str(folder / layout), "dtype": "bfloat16", **sections.pop("model", {})}
     config = sft_run(folder, model=model, parallel=parallel, training={"gradient_checkpointing": False}, **sections)
@@ -88,15 +91,17 @@ def measured(mesh, folder, name):
         shard_experts(network, mesh)
         found |= {"held": sum(map(held_bytes, network.parameters())), "values": sum(p.numel() for p in network.parameters())}
         found["largest"] = max(parameter.numel() * 2 for parameter in network.parameters())
-        found["share"] = share_bytes(network, mesh)
+        found["share"] = share_bytes(network, mesh, zero_stage)
         make_engine(network, mesh, training=config.training, parallel=config.parallel)
         note("started")
     found["resident"] = memory("VmRSS") - before
     return found
 
 
-def share_bytes(model, mesh):
-    """What one rank must hold: of each bf16 parameter its part, of experts that of the ranks that hold the same."""
+def share_bytes(model, mesh, zero_stage):
+    """What one rank must hold of bf16 parameters: a part of each, of experts that of the ranks that hold the same; before ZeRO 3 all."""
+    if zero_stage < 3:
+        return sum(2 * parameter.numel() for parameter in model.parameters())
     total = 0
     for name, parameter in model.named_parameters():
         is_expert = ".experts." in name
