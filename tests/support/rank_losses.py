@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from support.rank_forks import fork_ranks, import_all, side_by_side
-from support.sft_files import metrics, sft_run, write_files
+from support.sft_files import metrics, sft_run, write_files, write_rows
 
 from ms4_recipes import sft
 from ms4_train.config.schema import SftRun
@@ -27,14 +27,19 @@ from ms4_train.parallel import progress
 STEPS, EVERY = 8, 2
 TIMEOUT = 10
 PHASES = ("forward", "optimizer", "save")
+STEP = 6
+OTHER_PHASES = {"load": 0, "data": STEP, "backward": STEP, "validation": STEP, "export": STEPS}
+"""Phase -> the step in which it is disturbed."""
 Disturbance = Callable[[], Any]
 
 
 def configuration(folder: Path, output: str, ranks: int, *, zero_stage: int, accumulation: int = 1) -> SftRun:
-    """Eight steps, saved every second one; ``accumulation`` keeps the rows of a step where there are fewer ranks."""
+    """Eight steps, saved and validated every second one; ``accumulation`` keeps the rows of a step where there are fewer ranks."""
     training = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": EVERY, "gradient_accumulation_steps": accumulation}
+    training |= {"eval_strategy": "steps", "eval_steps": EVERY}
     parallel = {"expert_parallel_size": 2, "zero_stage": zero_stage, "timeout_seconds": TIMEOUT}
-    return sft_run(folder, output, training=training, parallel=parallel)
+    data = {"validation": [{"path": str(folder / "c.jsonl")}]}
+    return sft_run(folder, output, training=training, parallel=parallel, data=data)
 
 
 def run(
@@ -85,14 +90,16 @@ def hang() -> None:
 
 
 def lost(folder: Path, name: str, ranks: int, who: int, phase: str, do: Disturbance, zero_stage: int) -> dict[str, Any]:
-    """A run whose rank ``who`` is disturbed in a phase of step 6, after run state of step 4 was saved."""
+    """A run whose rank ``who`` is disturbed in a phase; in that of step 6 the run state of step 4 is saved."""
+    step = OTHER_PHASES.get(phase, STEP)
     config = configuration(folder, f"{name} out", ranks, zero_stage=zero_stage)
     event = noted(folder / name, do)
     gone = (who,) if do is stop else ()
-    report = run(config, ranks, folder / name, at(who, phase, 6, event), gone=gone)
+    report = run(config, ranks, folder / name, at(who, phase, step, event), gone=gone)
     then = float((folder / name / "event").read_text())
     report["after_event"] = [end - then for rank, end in enumerate(report["ends"]) if rank not in gone]
-    report |= {"who": who, "phase": phase, "saved": sorted(path.name for path in Path(config.output_dir, "checkpoints").glob("step-*"))}
+    report |= {"who": who, "place": f"{phase} of step {step}" if step else phase}
+    report |= {"saved": sorted(path.name for path in Path(config.output_dir, "checkpoints").glob("step-*"))}
     shutil.rmtree(config.output_dir)
     return report
 
@@ -125,6 +132,7 @@ def cases(folder: Path, tier: str) -> dict[str, Callable[[], Any]]:
     if tier == "quick":
         return dict([case("kill", kill, 2, 0, "save", 0), case("stop", stop, 2, 1, "forward", 0)])
     kills = [case("kill", kill, 4, who, phase, 2) for who in range(4) for phase in PHASES]
+    kills += [case("kill", kill, 4, who % 4, phase, 2) for who, phase in enumerate(OTHER_PHASES)]
     hangs = [case("stop", stop, 4, who, PHASES[who % 3], 2) for who in range(4)]
     hangs += [case("hang", hang, 4, who, PHASES[(who + 1) % 3], 2) for who in range(4)]
     return {**dict(kills), **dict(hangs), "restarted": lambda: restarted(folder, 2)}
@@ -134,6 +142,7 @@ def main() -> None:
     folder, tier = Path(sys.argv[1]), sys.argv[2]
     import_all(with_deepspeed=tier == "full")
     write_files(folder)
+    write_rows(folder / "c.jsonl", 8, seed=3)
     print(json.dumps(side_by_side(cases(folder, tier), folder / "reports", most=2)))
 
 
