@@ -25,6 +25,10 @@ settings.register_profile("repeatable", derandomize=True)
 settings.register_profile("searching")
 settings.load_profile(os.environ.get("MS4_HYPOTHESIS", "repeatable"))
 
+# Inside an allocation of a cluster, what tests start is not its job.
+for name in [name for name in os.environ if name.startswith("SLURM_")]:
+    del os.environ[name]
+
 # No test reads the network; a hub name that slips in fails at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")

@@ -2,19 +2,21 @@
 
 ``<output_dir>/checkpoints/step-000123`` is a committed checkpoint. Everything else in that folder is marked by its name: ``.tmp-*`` was
 being written when a process died and is swept at the next start, ``*.quarantine`` failed its sums, ``*.superseded`` belongs to a
-run that was restarted from an earlier step. Exercise it: ``pytest tests/ms4_train/checkpoint/test_folders.py``.
+run that was restarted from an earlier step. Where a step was set aside before, the next one is ``*.superseded-2`` and so on: what was a
+checkpoint is deleted only by pruning. Exercise it: ``pytest tests/ms4_train/checkpoint/test_folders.py``.
 """
 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import logging
 import os
 import re
 import shutil
 from pathlib import Path
 
-from ms4_train.errors import CheckpointError
+from ms4_train.errors import CheckpointError, StorageError
 from ms4_train.storage import fsync_folder, storage_errors
 
 _LOG = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ TEMPORARY_PREFIX = ".tmp-"
 QUARANTINE_SUFFIX = ".quarantine"
 SUPERSEDED_SUFFIX = ".superseded"
 _STEP_NAME = re.compile(r"step-(\d{6,12})")
+_ASIDE_NAME = re.compile(rf"step-(\d{{6,12}})({re.escape(QUARANTINE_SUFFIX)}|{re.escape(SUPERSEDED_SUFFIX)})(?:-(\d{{1,9}}))?")
 
 
 def step_folder_name(step: int) -> str:
@@ -31,25 +34,58 @@ def step_folder_name(step: int) -> str:
 
 
 def committed_steps(root: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of every committed checkpoint under ``root``, oldest first."""
-    if not root.is_dir():
-        return []
-    found = [(int(match[1]), path) for path in root.iterdir() if path.is_dir() and (match := _STEP_NAME.fullmatch(path.name))]
-    return sorted(found)
+    """(step, folder) of every committed checkpoint under ``root``, oldest first; none where ``root`` is not there.
+
+    Raises:
+        StorageError: ``root`` cannot be listed. That is not the same as an empty one, from which a run would begin at step 0.
+    """
+    return sorted((int(match[1]), root / match[0]) for match in _folders(root, _STEP_NAME))
 
 
 def quarantined(root: Path) -> list[Path]:
-    """Folders that failed verification."""
-    return sorted(root.glob(f"step-*{QUARANTINE_SUFFIX}")) if root.is_dir() else []
+    """Folders that failed verification, by step."""
+    return _set_aside(root, QUARANTINE_SUFFIX)
+
+
+def superseded(root: Path) -> list[Path]:
+    """Folders of a run that was restarted from an earlier step, by step."""
+    return _set_aside(root, SUPERSEDED_SUFFIX)
+
+
+def aside_suffix(name: str) -> str | None:
+    """``QUARANTINE_SUFFIX`` or ``SUPERSEDED_SUFFIX`` for the name of a checkpoint that was set aside, numbered or not; else None."""
+    match = _ASIDE_NAME.fullmatch(name)
+    return match[2] if match else None
+
+
+def _set_aside(root: Path, suffix: str) -> list[Path]:
+    found = [(int(match[1]), int(match[3] or 1), root / match[0]) for match in _folders(root, _ASIDE_NAME) if match[2] == suffix]
+    return [folder for _, _, folder in sorted(found)]
+
+
+def _folders(root: Path, pattern: re.Pattern[str]) -> list[re.Match[str]]:
+    return [match for item in _items(root) if (match := pattern.fullmatch(item.name)) and item.is_dir()]
+
+
+def _items(root: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(root) as items:
+            return list(items)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        reason = error.strerror or str(error)
+        fix = "check the disk, the mount and the permissions, and start again."
+        raise StorageError(f"the checkpoints there cannot be listed ({reason}).", file=root, fix=fix) from error
 
 
 def sweep_temporary(root: Path) -> list[Path]:
     """Delete what a killed process left half-written; returns what was deleted.
 
     Raises:
-        StorageError: something cannot be deleted.
+        StorageError: something cannot be deleted, or ``root`` cannot be listed.
     """
-    stale = sorted(root.glob(f"{TEMPORARY_PREFIX}*")) if root.is_dir() else []
+    stale = sorted(root / item.name for item in _items(root) if item.name.startswith(TEMPORARY_PREFIX))
     for path in stale:
         with storage_errors(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -58,13 +94,13 @@ def sweep_temporary(root: Path) -> list[Path]:
 
 def quarantine(folder: Path) -> Path:
     """Rename a corrupt checkpoint so that it is never taken for a good one, and keep it for inspection."""
-    return _set_name(folder, folder.with_name(folder.name + QUARANTINE_SUFFIX))
+    return _rename(folder, _free_name(folder, QUARANTINE_SUFFIX))
 
 
 def set_aside_later(root: Path, step: int) -> list[Path]:
     """Rename checkpoints after ``step``: a run that goes on from ``step`` must not be continued later from another run's steps."""
     later = [folder for found, folder in committed_steps(root) if found > step]
-    return [_set_name(folder, folder.with_name(folder.name + SUPERSEDED_SUFFIX)) for folder in later]
+    return [_rename(folder, _free_name(folder, SUPERSEDED_SUFFIX)) for folder in later]
 
 
 def prune(root: Path, keep: int) -> list[Path]:
@@ -83,14 +119,26 @@ def delete_checkpoint(folder: Path) -> None:
     """
     doomed = folder
     if not folder.name.startswith(TEMPORARY_PREFIX):
-        doomed = _set_name(folder, folder.with_name(TEMPORARY_PREFIX + folder.name))
+        doomed = folder.with_name(TEMPORARY_PREFIX + folder.name)
+        with storage_errors(doomed):
+            if doomed.exists():  # half-written or half-deleted, for so is what has such a name
+                shutil.rmtree(doomed)
+        _rename(folder, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _set_name(folder: Path, target: Path) -> Path:
+def _free_name(folder: Path, suffix: str) -> Path:
+    """The folder with ``suffix``, and with a number behind it where that is taken: both hold states of a run."""
+    name = folder.with_name(folder.name + suffix)
+    for number in itertools.count(2):
+        if not os.path.lexists(name):
+            break
+        name = folder.with_name(f"{folder.name}{suffix}-{number}")
+    return name
+
+
+def _rename(folder: Path, target: Path) -> Path:
     with storage_errors(folder):
-        if target.exists():
-            shutil.rmtree(target)
         folder.rename(target)
         fsync_folder(folder.parent)
     return target

@@ -6,9 +6,11 @@ Sizes are looked at for a list; sums for a verdict. Nothing here imports torch. 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
+import stat
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,20 +20,31 @@ from typing import Any, Literal
 
 from ms4_train.checkpoint.folders import (
     QUARANTINE_SUFFIX,
-    SUPERSEDED_SUFFIX,
     TEMPORARY_PREFIX,
+    aside_suffix,
     committed_steps,
     delete_checkpoint,
+    superseded,
 )
-from ms4_train.checkpoint.manifest import MANIFEST_NAME, Manifest, OtherVersionError, damaged, read_manifest, verify_files
+from ms4_train.checkpoint.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    OtherVersionError,
+    UnreadableError,
+    check_size,
+    damaged,
+    read_manifest,
+    verify_files,
+)
 from ms4_train.errors import CheckpointError, MS4Error
 from ms4_train.untrusted import parse_json
 
-State = Literal["whole", "damaged", "other version", "quarantined", "superseded", "left over", "being written"]
-"""``whole``: the manifest and the sizes of all files agree; only ``verify_checkpoint`` looks at sums."""
+State = Literal["whole", "damaged", "unreadable", "other version", "quarantined", "superseded", "left over", "being written"]
+"""``whole``: the manifest and all sizes agree; only ``verify_checkpoint`` looks at sums. ``unreadable``: the system did not let it be read,
+which says nothing of what it holds."""
 
 METRICS_NAME = "metrics.jsonl"
-_NAME = re.compile(rf"(?:{re.escape(TEMPORARY_PREFIX)})?step-(\d{{6,12}})(?:\.\w+)*")
+_NAME = re.compile(rf"(?:{re.escape(TEMPORARY_PREFIX)})?step-(\d{{6,12}})(?:\.\w+(?:-\d+)?)*")
 _MOST_THREADS = 8
 
 
@@ -68,18 +81,24 @@ class FoundCheckpoint:
 
 @dataclass(frozen=True)
 class Verification:
-    """What the sums of one checkpoint say. ``problems`` names every file that is damaged; empty for a good checkpoint."""
+    """What the sums of one checkpoint say: ``problems`` of every file that is damaged, ``unreadable`` of those that could not be read."""
 
     folder: Path
     num_files: int
     num_bytes: int
     seconds: float
     problems: tuple[str, ...]
+    unreadable: tuple[str, ...] = ()
+
+    @property
+    def is_good(self) -> bool:
+        """Whether every file was read and has its sum."""
+        return not self.problems and not self.unreadable
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """What stays and what goes. ``damaged`` folders stay too, for the run to set aside; they do not count as kept."""
+    """What stays and what goes. ``damaged`` folders, which a run may set aside, and those that could not be read stay too, uncounted."""
 
     kept: tuple[Path, ...]
     damaged: tuple[Path, ...]
@@ -112,7 +131,7 @@ def chosen_checkpoints(path: Path, *, every: bool = False) -> list[Path]:
     root = checkpoints_folder(path)
     committed = [folder for _, folder in committed_steps(root)]
     if every:
-        committed += sorted(root.glob(f"step-*{SUPERSEDED_SUFFIX}"))
+        committed += superseded(root)
     if not committed:
         raise CheckpointError("no checkpoint is committed there.", file=root, fix="name a checkpoint folder.")
     return committed if every else committed[-1:]
@@ -131,25 +150,23 @@ def found_checkpoints(root: Path) -> list[FoundCheckpoint]:
 
 
 def _found(folder: Path, step: int, losses: dict[int, float], *, running: bool) -> FoundCheckpoint:
-    files = [path for path in folder.iterdir() if path.is_file()]
     manifest, problem = _checked_sizes(folder)
     state: State = "whole"
     if folder.name.startswith(TEMPORARY_PREFIX):
         state, problem = "being written" if running else "left over", None
-    elif folder.name.endswith(QUARANTINE_SUFFIX):
-        state = "quarantined"
-    elif folder.name.endswith(SUPERSEDED_SUFFIX):
-        state = "superseded"
+    elif (suffix := aside_suffix(folder.name)) is not None:
+        state = "quarantined" if suffix == QUARANTINE_SUFFIX else "superseded"
     elif problem is not None:
-        state = "other version" if isinstance(problem, OtherVersionError) else "damaged"
+        kinds: dict[type[CheckpointError], State] = {OtherVersionError: "other version", UnreadableError: "unreadable"}
+        state = kinds.get(type(problem), "damaged")
     elif manifest is not None and manifest.step != step:
         state, problem = "damaged", damaged(folder / MANIFEST_NAME, f"it is the manifest of step {manifest.step}")
-    written = (folder / MANIFEST_NAME if (folder / MANIFEST_NAME).exists() else folder).stat().st_mtime
+    num_bytes, written = _size_and_time(folder)
     return FoundCheckpoint(
         folder,
         step,
         state,
-        sum(path.stat().st_size for path in files),
+        num_bytes,
         max(0.0, time.time() - written),
         mesh=manifest.mesh if manifest else {},
         versions=manifest.versions if manifest else {},
@@ -158,18 +175,28 @@ def _found(folder: Path, step: int, losses: dict[int, float], *, running: bool) 
     )
 
 
+def _size_and_time(folder: Path) -> tuple[int, float]:
+    """Bytes of the files, and when it was written; of what the system does not let be looked at, what is known."""
+    num_bytes, written = 0, folder.stat().st_mtime
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            found = path.stat()
+            num_bytes += found.st_size if stat.S_ISREG(found.st_mode) else 0
+            written = found.st_mtime if path.name == MANIFEST_NAME else written
+    return num_bytes, written
+
+
 def _checked_sizes(folder: Path) -> tuple[Manifest | None, CheckpointError | None]:
     """The manifest, and what is wrong with it or with the sizes of its files."""
     try:
         manifest = read_manifest(folder)
     except CheckpointError as error:
         return None, error
-    for name, expected in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            return manifest, damaged(path, "the file is missing")
-        if path.stat().st_size != expected.bytes:
-            return manifest, damaged(path, f"it has {path.stat().st_size:,} bytes instead of {expected.bytes:,}")
+    try:
+        for name, expected in manifest.files.items():
+            check_size(folder / name, expected)
+    except CheckpointError as error:
+        return manifest, error
     return manifest, None
 
 
@@ -217,16 +244,17 @@ def verify_checkpoint(folder: Path, *, progress: Callable[[int, int], None] = la
     try:
         manifest = read_manifest(folder)
     except CheckpointError as error:
-        return Verification(folder, 0, 0, time.perf_counter() - began, (str(error),))
-    problems = []
+        unread = isinstance(error, UnreadableError)
+        return Verification(folder, 0, 0, time.perf_counter() - began, () if unread else (str(error),), (str(error),) if unread else ())
+    problems, unreadable = [], []
     if (match := _NAME.fullmatch(folder.name)) and int(match[1]) != manifest.step:
         problems.append(str(damaged(folder / MANIFEST_NAME, f"it is the manifest of step {manifest.step}")))
 
-    def check(name: str) -> str | None:
+    def check(name: str) -> CheckpointError | None:
         try:
             verify_files(folder, {name: manifest.files[name]})
         except CheckpointError as error:
-            return str(error)
+            return error
         return None
 
     # The large ones first, so that no thread is left with one at the end.
@@ -237,8 +265,8 @@ def verify_checkpoint(folder: Path, *, progress: Callable[[int, int], None] = la
             done += manifest.files[name].bytes
             progress(done, total)
             if problem is not None:
-                problems.append(problem)
-    return Verification(folder, len(names), total, time.perf_counter() - began, tuple(problems))
+                (unreadable if isinstance(problem, UnreadableError) else problems).append(str(problem))
+    return Verification(folder, len(names), total, time.perf_counter() - began, tuple(problems), tuple(unreadable))
 
 
 def plan_pruning(root: Path, keep: int, *, aside: bool = False, progress: Callable[[int, int], None] = lambda done, total: None) -> Pruning:
@@ -261,10 +289,10 @@ def plan_pruning(root: Path, keep: int, *, aside: bool = False, progress: Callab
     for _, folder in reversed(committed_steps(root)):
         if len(kept) == keep:
             doomed.append(folder)
-        elif verify_checkpoint(folder, progress=progress).problems:
-            bad.append(folder)
-        else:
+        elif verify_checkpoint(folder, progress=progress).is_good:
             kept.append(folder)
+        else:
+            bad.append(folder)
     if aside:
         doomed += [found.folder for found in found_checkpoints(root) if found.state in ("quarantined", "superseded", "left over")]
     return Pruning(tuple(kept), tuple(bad), tuple(doomed))

@@ -1,32 +1,37 @@
 """Finding the checkpoint to resume from, and reading it: sums first, tensors only after they agree.
 
-``auto`` takes the newest committed checkpoint; a corrupt one is renamed ``*.quarantine`` with a warning and the one before it is taken.
-When all are corrupt the run stops: it never starts again from zero unasked. Ranks share out the files that are summed, and each reads only
-the values that it will hold, whatever the ranks were that wrote them.
-Exercise it: ``pytest tests/ms4_train/checkpoint/test_load.py``.
+``auto`` takes the newest committed checkpoint; a damaged one is renamed ``*.quarantine`` with a warning and the one before it is taken. One
+that cannot be read, or that not all machines see, ends the start and stays as it is (``verdict``). When all are damaged the run stops: it
+never starts again from zero unasked. Ranks share out the files that are summed, and each reads only the values that it will hold,
+whatever the ranks were that wrote them. Exercise it: ``pytest tests/ms4_train/checkpoint/test_load.py``.
 """
 
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ms4_train.checkpoint.folders import committed_steps, quarantine, quarantined, set_aside_later, sweep_temporary
-from ms4_train.checkpoint.manifest import MANIFEST_NAME, OtherVersionError, check_step, files_of_rank, read_manifest, verify_files
+from ms4_train.checkpoint.folders import QUARANTINE_SUFFIX, committed_steps, quarantine, quarantined, set_aside_later, sweep_temporary
+from ms4_train.checkpoint.manifest import MANIFEST_NAME, DamagedError, is_absence, read_manifest
+from ms4_train.checkpoint.requeue import began_at, note_beginning
 from ms4_train.checkpoint.saved import SavedRun
-from ms4_train.errors import CheckpointError
-from ms4_train.parallel import Mesh, progress
+from ms4_train.checkpoint.verdict import unseen, verdict
+from ms4_train.errors import CheckpointError, StorageError
+from ms4_train.parallel import Mesh
 
 _LOG = logging.getLogger(__name__)
+_KEY = "training.resume_from_checkpoint"
 
 
 def find_saved_run(root: Path, resume: str, mesh: Mesh) -> SavedRun | None:
     """The checkpoint to go on from, verified; None when the run starts at step 0. Collective.
 
     Also sweeps what killed processes left under ``root``. Good checkpoints stay as they are, whatever is chosen: ``restart_after`` sets
-    later ones aside when the run really begins.
+    later ones aside when the run really begins. A job that its scheduler started again goes on from the newest checkpoint that it wrote
+    itself, whatever ``resume`` says: where to begin was said for its first start.
 
     Args:
         root: the run's own checkpoint folder.
@@ -34,26 +39,41 @@ def find_saved_run(root: Path, resume: str, mesh: Mesh) -> SavedRun | None:
         mesh: the main rank searches; all ranks verify a part of what it finds.
 
     Raises:
-        CheckpointError: the named folder is not a good checkpoint, every checkpoint of an ``auto`` run is corrupt, or the newest one was
-            written by another version of this program.
+        CheckpointError: the named folder is not a good checkpoint, every checkpoint of an ``auto`` run is damaged, the newest one cannot
+            be read, is not seen by all ranks, or was written by another version of this program.
+        StorageError: the folder cannot be listed or changed.
     """
     _on_main(mesh, lambda: _sweep(root))
+    if resume == "auto":
+        saved = _newest_good(mesh, lambda: _newest(root))
+        if saved is None:
+            _require_none_elsewhere(root, mesh)
+        return saved
+    if (own := _newest_good(mesh, lambda: _newest_of_this_job(root))) is not None:
+        if mesh.is_main:
+            _LOG.warning(
+                "this job was started again by its scheduler and goes on from its own %s; %s=%s is for its first start, or for a new job.",
+                *(own.folder, _KEY, resume),
+            )
+        return own
     if resume == "never":
         return None
-    if resume != "auto":
-        folder = _on_main(mesh, lambda: _named(root, resume))
-        if error := _verify(Path(folder), None, mesh):
-            raise error
-        return SavedRun.open(Path(folder))
-    while (candidate := _on_main(mesh, lambda: _newest(root))) is not None:
-        step, folder = candidate
-        error = _verify(Path(folder), step, mesh)
+    folder = Path(_on_main(mesh, lambda: _named(root, resume)))
+    if error := verdict(folder, None, mesh):
+        raise error
+    return SavedRun.open(folder)
+
+
+def _newest_good(mesh: Mesh, candidate: Callable[[], tuple[int, str] | None]) -> SavedRun | None:
+    """The first good one of what ``candidate`` gives on the main rank; damaged ones are set aside, so that it gives the next."""
+    while (found := _on_main(mesh, candidate)) is not None:
+        step, folder = found[0], Path(found[1])
+        error = verdict(folder, step, mesh)
         if error is None:
-            return SavedRun.open(Path(folder))
-        if isinstance(error, OtherVersionError):
+            return SavedRun.open(folder)
+        if not isinstance(error, DamagedError):
             raise error
-        if mesh.is_main:
-            _set_aside(Path(folder), error)
+        _on_main(mesh, lambda folder=folder, error=error: _set_aside(folder, error))
     return None
 
 
@@ -63,39 +83,44 @@ def _on_main(mesh: Mesh, work: Callable[[], Any]) -> Any:
     if mesh.is_main:
         try:
             report["value"] = work()
-        except CheckpointError as error:
+        except (CheckpointError, StorageError) as error:
             if mesh.world_size == 1:
                 raise
-            report["error"] = str(error)
+            report["error"] = [isinstance(error, StorageError), str(error)]
     report = mesh.all_gather_json(report)[0]
     if report["error"] is not None:
-        raise _on_all_ranks(CheckpointError(report["error"]))
+        of_storage, text = report["error"]
+        raised = (StorageError if of_storage else CheckpointError)(text)
+        raised.on_all_ranks = True
+        raise raised
     return report["value"]
 
 
-def _verify(folder: Path, step: int | None, mesh: Mesh) -> CheckpointError | None:
-    """What is wrong with a checkpoint, the same on every rank; None for nothing. Every rank sums a part of the files."""
-    failure: CheckpointError | None = None
+def _require_none_elsewhere(root: Path, mesh: Mesh) -> None:
+    """Refuse to begin at step 0 where the main rank alone sees no checkpoints. Collective.
+
+    Raises:
+        CheckpointError: another rank sees one.
+    """
+    if mesh.world_size == 1:
+        return
+    reports = mesh.all_gather_json([socket.gethostname(), None if mesh.is_main else _seen(root)])
+    for rank, (host, folder) in enumerate(reports):
+        if folder is not None:
+            error = unseen([report[0] for report in reports], [0], f"not see this checkpoint; rank {rank} (host {host}) does", folder)
+            error.on_all_ranks = True
+            raise error
+
+
+def _seen(root: Path) -> str | None:
+    """The newest checkpoint whose manifest can be read: a listing of a network folder may be of a moment ago."""
     try:
-        manifest = read_manifest(folder)
-        check_step(folder, manifest, step)
-        for name, expected in sorted(files_of_rank(manifest.files, mesh.rank, mesh.world_size).items()):
-            progress.at("load")  # together they may take longer than a rank may be silent
-            verify_files(folder, {name: expected})
-    except CheckpointError as error:
-        failure = error
-    other = isinstance(failure, OtherVersionError)
-    found = mesh.all_gather_json(None if failure is None else [other, failure.message, failure.file, failure.fix])
-    for report in found:
-        if report is not None:
-            is_other, message, file, fix = report
-            return _on_all_ranks((OtherVersionError if is_other else CheckpointError)(message, file=file, fix=fix))
+        for _, folder in reversed(committed_steps(root)):
+            read_manifest(folder)
+            return str(folder)
+    except (CheckpointError, StorageError):
+        pass
     return None
-
-
-def _on_all_ranks(error: CheckpointError) -> CheckpointError:
-    error.on_all_ranks = True
-    return error
 
 
 def _sweep(root: Path) -> None:
@@ -105,11 +130,17 @@ def _sweep(root: Path) -> None:
 
 def _named(root: Path, resume: str) -> str:
     chosen = Path(resume)
-    key = "training.resume_from_checkpoint"
-    if not chosen.is_dir():
-        raise CheckpointError("there is no such checkpoint folder.", file=resume, key=key, fix=_offer(root))
-    if not (chosen / MANIFEST_NAME).exists():
-        raise CheckpointError(f"this folder is not a checkpoint: it holds no {MANIFEST_NAME}.", file=resume, key=key, fix=_offer(root))
+    for path in (chosen, chosen / MANIFEST_NAME):
+        try:
+            path.stat()
+        except OSError as error:
+            if not is_absence(error):
+                what = f"the checkpoint cannot be read: {error.strerror or error}. It was not renamed."
+            elif path == chosen:
+                what = "there is no such checkpoint folder."
+            else:
+                what = f"this folder is not a checkpoint: it holds no {MANIFEST_NAME}."
+            raise CheckpointError(what, file=resume, key=_KEY, fix=_offer(root)) from error
     return str(chosen)
 
 
@@ -120,6 +151,7 @@ def restart_after(root: Path, step: int) -> None:
     """
     for aside in set_aside_later(root, step):
         _LOG.warning("this run restarts before an earlier run's checkpoint, which is now %s.", aside)
+    note_beginning(root, step)
 
 
 def _newest(root: Path) -> tuple[int, str] | None:
@@ -131,9 +163,17 @@ def _newest(root: Path) -> tuple[int, str] | None:
         raise CheckpointError(
             f"no good checkpoint is left; {len(corrupt)} corrupt one{'s are' if len(corrupt) > 1 else ' is'} kept for inspection.",
             file=root,
-            fix="start again with training.resume_from_checkpoint=never, or name a folder that is good.",
+            fix=f"`ms4 checkpoint verify {corrupt[-1]}` checks one, and one that is whole can be renamed back (its name without "
+            f"{QUARANTINE_SUFFIX} and what follows); or start again with {_KEY}=never, or name a folder that is good.",
         )
     return None
+
+
+def _newest_of_this_job(root: Path) -> tuple[int, str] | None:
+    """The newest checkpoint that this job wrote, where its scheduler started it again."""
+    began = began_at(root)
+    own = [] if began is None else [found for found in committed_steps(root) if found[0] > began]
+    return (own[-1][0], str(own[-1][1])) if own else None
 
 
 def _set_aside(folder: Path, error: CheckpointError) -> None:

@@ -1,7 +1,8 @@
 """MANIFEST.json: the SHA-256 and size of every file of a checkpoint. A folder without a matching manifest is not a checkpoint.
 
 It is written last, in one canonical form and with a sum of itself, so that any changed bit in it or in a file it names is found before a
-tensor is read. Exercise it: ``pytest tests/ms4_train/checkpoint/test_manifest.py``.
+tensor is read. Damage is what was read and is wrong, or a file that its folder does not list; a read that the system refuses proves nothing
+of what a file holds, and is told apart. Exercise it: ``pytest tests/ms4_train/checkpoint/test_manifest.py``.
 
 Not covered: a person who changes a file and the manifest together; sums find damage, not forgery.
 """
@@ -9,15 +10,17 @@ Not covered: a person who changes a file and the manifest together; sums find da
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ms4_train.errors import CheckpointError, MS4Error
+from ms4_train.errors import CheckpointError, MS4Error, UntrustedInputError
 from ms4_train.untrusted import parse_json, read_bytes
 
 MANIFEST_NAME = "MANIFEST.json"
@@ -55,6 +58,23 @@ class Manifest:
     mesh: dict[str, int] = field(default_factory=dict)
     configuration_sha256: str = ""
     versions: dict[str, str | None] = field(default_factory=dict)
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint that does not hold what was written: by what was read, or because its folder does not list a file."""
+
+
+class UnreadableError(CheckpointError):
+    """The system did not let a checkpoint be read, so nothing is known of what it holds.
+
+    ``reason`` is the system's; ``is_absent`` says that the folder itself is not there, seen from this machine.
+    """
+
+    def __init__(self, path: Path, reason: str, *, is_absent: bool = False) -> None:
+        self.reason = reason
+        self.is_absent = is_absent
+        fix = "check the disk, the mount and the permissions, and try again."
+        super().__init__(f"the checkpoint cannot be read ({reason}).", file=path, fix=fix)
 
 
 class OtherVersionError(CheckpointError):
@@ -114,12 +134,18 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint, checked in itself; the files it names are not looked at.
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        DamagedError: there is none, or it is damaged.
+        UnreadableError: the system does not let it be read.
         OtherVersionError: it is whole, but of another version.
     """
     path = folder / MANIFEST_NAME
     try:
         data = read_bytes(path, max_bytes=MAX_JSON_BYTES)
+    except UntrustedInputError as error:
+        if isinstance(error.__context__, OSError):  # else it was found to be no file, or far too large
+            raise _not_read(path, error.__context__) from error
+        raise damaged(path, f"it is no manifest ({error.message})") from error
+    try:
         content = parse_json(data, file=path)
         if canonical_json(content) != data or content.get("format") != _FORMAT:
             raise damaged(path, "it is not in the form that was written")
@@ -129,10 +155,10 @@ def read_manifest(folder: Path) -> Manifest:
         files = {name: FileSum(**entry) for name, entry in content["files"].items()}
     except CheckpointError:
         raise
-    except (MS4Error, OSError, TypeError, AttributeError, ValueError) as error:
-        raise damaged(path, f"it cannot be read ({error})") from error
+    except (MS4Error, TypeError, AttributeError, ValueError) as error:
+        raise damaged(path, f"it is no manifest ({error})") from error
     for name in files:
-        if not name or name != Path(name).name or name in {".", "..", MANIFEST_NAME}:
+        if not name or "\0" in name or name != Path(name).name or name in {".", "..", MANIFEST_NAME}:
             raise damaged(path, f"it names {name!r}, which is not a file of this folder")
     return Manifest(content["step"], files, content["mesh"], content["configuration_sha256"], content["versions"])
 
@@ -163,7 +189,8 @@ def verify_folder(folder: Path, step: int | None = None) -> int:
     """Check the manifest and every file it names; returns the step it was written at.
 
     Raises:
-        CheckpointError: names the first file that is missing, of another size, or of another sum.
+        DamagedError: names the first file that is missing, of another size, or of another sum.
+        UnreadableError: names the first file that the system does not let be read.
         OtherVersionError: it is of another version.
     """
     manifest = read_manifest(folder)
@@ -176,7 +203,7 @@ def check_step(folder: Path, manifest: Manifest, step: int | None) -> None:
     """Refuse a folder that has the name of another step.
 
     Raises:
-        CheckpointError: the manifest is not of ``step``; None takes any.
+        DamagedError: the manifest is not of ``step``; None takes any.
     """
     if step is not None and manifest.step != step:
         raise damaged(folder / MANIFEST_NAME, f"it is the manifest of step {manifest.step}")
@@ -186,19 +213,52 @@ def verify_files(folder: Path, files: Mapping[str, FileSum]) -> None:
     """Check these files against their sums.
 
     Raises:
-        CheckpointError: names the first one that is missing, cannot be read, or is of another size or sum.
+        DamagedError: names the first one that is missing, or of another size or sum.
+        UnreadableError: names the first one that the system does not let be read.
     """
     for name, expected in sorted(files.items()):
         path = folder / name
+        check_size(path, expected)
         try:
-            if not path.is_file() or path.is_symlink():
-                raise damaged(path, "the file is missing")
-            if path.stat().st_size != expected.bytes:
-                raise damaged(path, f"it has {path.stat().st_size:,} bytes instead of {expected.bytes:,}")
-            if _sum_of(path) != expected.sha256:
-                raise damaged(path, "its SHA-256 differs from the manifest")
+            found = _sum_of(path)
         except OSError as error:
-            raise damaged(path, f"it cannot be read ({error.strerror or error})") from error
+            raise _not_read(path, error) from error
+        if found != expected.sha256:
+            raise damaged(path, "its SHA-256 differs from the manifest")
+
+
+def check_size(path: Path, expected: FileSum) -> None:
+    """Check that a file of a checkpoint is there, as a file, with its size.
+
+    Raises:
+        DamagedError, UnreadableError: as ``verify_files``.
+    """
+    try:
+        found = path.lstat()
+    except OSError as error:
+        raise _not_read(path, error) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise damaged(path, "the file is missing, and something else has its name")
+    if found.st_size != expected.bytes:
+        raise damaged(path, f"it has {found.st_size:,} bytes instead of {expected.bytes:,}")
+
+
+def _not_read(path: Path, error: OSError) -> CheckpointError:
+    """What it means that a file could not be read: it is missing where its folder can be listed and does not have it."""
+    if not is_absence(error):
+        return UnreadableError(path, error.strerror or str(error))
+    try:
+        names = os.listdir(path.parent)  # noqa: PTH208 - names, not paths
+    except OSError as of_folder:
+        return UnreadableError(path.parent, of_folder.strerror or str(of_folder), is_absent=is_absence(of_folder))
+    if path.name in names:
+        return UnreadableError(path, error.strerror or str(error))
+    return damaged(path, "the file is missing")
+
+
+def is_absence(error: OSError) -> bool:
+    """Whether the system says that there is no such file or folder, and not that it could not look."""
+    return error.errno in (errno.ENOENT, errno.ENOTDIR)
 
 
 def files_of_rank(files: Mapping[str, FileSum], rank: int, ranks: int) -> dict[str, FileSum]:
@@ -213,9 +273,9 @@ def files_of_rank(files: Mapping[str, FileSum], rank: int, ranks: int) -> dict[s
     return own
 
 
-def damaged(path: Path, what: str) -> CheckpointError:
+def damaged(path: Path, what: str) -> DamagedError:
     """The error of a checkpoint that cannot be used."""
-    return CheckpointError(f"the checkpoint is damaged: {what}.", file=path, fix="resume from another checkpoint.")
+    return DamagedError(f"the checkpoint is damaged: {what}.", file=path, fix="resume from another checkpoint.")
 
 
 def _sum_of(path: Path) -> str:

@@ -1,8 +1,9 @@
 """Writing run state in the background: every rank its own part, a manifest when all parts are on the disk, then a rename.
 
-``save`` copies this rank's state to host memory and returns; a thread writes and flushes the files while training goes on. What concerns
-all ranks happens in the main thread, at the boundary of a step: ranks tell each other how their writing stands (``status``, ``settle``),
-and when all are done the main rank commits. With one process the thread commits by itself.
+``save`` copies this rank's state to host memory and returns; a thread writes and flushes the files while training goes on. A save that is
+to be waited for makes no copy: the thread writes the live state, which stands still meanwhile. What concerns all ranks happens in the main
+thread, at the boundary of a step: ranks tell each other how their writing stands (``status``, ``settle``), and when all are done the main
+rank commits. With one process the thread commits by itself.
 
 At any moment of a crash the newest committed checkpoint is whole: files are flushed before the manifest, the manifest before the rename,
 and older checkpoints are deleted only after it. At most one save is in flight. A failure of any rank is raised on every rank at the next
@@ -58,7 +59,7 @@ class RunStateSaver:
         keep: committed checkpoints to keep; older ones are deleted after a commit.
         config: the whole resolved configuration of the run, as JSON values.
         zero_stage: of the run.
-        background: whether ``save`` returns while files are being written; False waits for them.
+        background: whether ``save`` returns while files are being written, from a copy; False waits for them, and makes none.
         go_on: whether a full or failing disk is only warned about. The newest save must succeed all the same before ``finish`` returns.
         shard_bytes: a new safetensors file is begun when one reaches this size.
     """
@@ -132,8 +133,9 @@ class RunStateSaver:
         if is_there:
             return save.target
         commit = save.commit if self._mesh.world_size == 1 else None
+        take = HeldPart.copy_of if self._background else HeldPart.live_in
         try:
-            save.writer = PartWriter(save.temporary, lambda: HeldPart.copy_of(self._engine), shard_bytes=self._shard_bytes, then=commit)
+            save.writer = PartWriter(save.temporary, lambda: take(self._engine), shard_bytes=self._shard_bytes, then=commit)
         except BaseException:
             if self._mesh.is_main:
                 shutil.rmtree(save.temporary, ignore_errors=True)

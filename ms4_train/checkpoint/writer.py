@@ -1,4 +1,4 @@
-"""The thread that writes one rank's part of a checkpoint while training goes on.
+"""The thread that writes one rank's part of a checkpoint while training goes on, or while the main thread waits and is seen to get on.
 
 Exercise it: ``pytest tests/ms4_train/checkpoint/test_writer.py``.
 """
@@ -23,13 +23,13 @@ class _Cancelled(Exception):
 
 
 class PartWriter:
-    """Copies a part at once, in the thread that makes this object, and writes it in another.
+    """Takes a part at once, in the thread that makes this object, and writes it in another.
 
-    Whatever goes wrong, in the copy or in the thread, is kept in ``error``: a rank that raised here, alone, would leave the others waiting.
+    Whatever goes wrong, here or in the thread, is kept in ``error``: a rank that raised at once, alone, would leave the others waiting.
 
     Args:
         folder: of the checkpoint; must exist.
-        copy: makes the part; called before this returns.
+        take: gives the part, a copy or live state; called before this returns.
         shard_bytes: as in ``write_part``.
         then: called in the thread with the sums of the files, when all are on the disk.
     """
@@ -37,7 +37,7 @@ class PartWriter:
     def __init__(
         self,
         folder: Path,
-        copy: Callable[[], HeldPart],
+        take: Callable[[], HeldPart],
         *,
         shard_bytes: int = SHARD_BYTES,
         then: Callable[[Mapping[str, FileSum]], None] | None = None,
@@ -50,7 +50,7 @@ class PartWriter:
         self._is_cancelled = threading.Event()
         self._thread: threading.Thread | None = None
         try:
-            part = copy()
+            part = take()
         except Exception as error:
             if isinstance(error, MS4Error) and error.code == "interrupted":  # a second signal: this process ends now
                 raise

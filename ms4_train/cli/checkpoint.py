@@ -54,7 +54,7 @@ app = typer.Typer(no_args_is_help=True)
 _Run = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run's output_dir, its run file (.yaml), or its folder of checkpoints.", show_default=False)
 ]
-_COLORS = {"whole": "green", "damaged": "red", "quarantined": "yellow", "other version": "yellow"}
+_COLORS = {"whole": "green", "damaged": "red", "unreadable": "red", "quarantined": "yellow", "other version": "yellow"}
 
 
 @app.command("list", epilog=LIST_EXAMPLES)
@@ -81,7 +81,7 @@ def verify(
     every: Annotated[bool, typer.Option("--all", help="Of a run every checkpoint, not only the newest.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Compare every file of checkpoints with its SHA-256 sum. Exit code 1 if one is damaged."""
+    """Compare every file of checkpoints with its SHA-256 sum. Exit code 1 if one is damaged or cannot be read."""
     from rich.console import Console
 
     from ms4_train.checkpoint.inspection import chosen_checkpoints, verify_checkpoint
@@ -96,7 +96,7 @@ def verify(
             _print_verification(done[-1], Console())
     if as_json:
         typer.echo(json.dumps({"checkpoints": [{**vars(item), "folder": str(item.folder)} for item in done]}, indent=2))
-    if any(item.problems for item in done):
+    if not all(item.is_good for item in done):
         raise typer.Exit(1)
 
 
@@ -208,7 +208,9 @@ def _print_verification(item: Verification, console: Console) -> None:
 
     for problem in item.problems:
         line(f"damaged: {problem}", "red")
-    if not item.problems:
+    for problem in item.unreadable:
+        line(f"not verified: {problem}", "red")
+    if item.is_good:
         speed = item.num_bytes / max(item.seconds, 1e-9) / 1e9
         line(f"good: {item.folder}: {item.num_files:,} files, {item.num_bytes:,} bytes, {speed:.2f} GB/s", "green")
 
@@ -221,6 +223,6 @@ def _print_pruning(pruning: Pruning, console: Console) -> None:
     for folder in pruning.kept:
         line("stays, verified", folder, "green")
     for folder in pruning.damaged:
-        line("stays, damaged: it does not count", folder, "red")
+        line("stays, damaged or unreadable: it does not count", folder, "red")
     for folder in pruning.doomed:
         line("goes", folder, None)

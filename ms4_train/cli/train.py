@@ -44,8 +44,10 @@ def train(
 ) -> None:
     """Fine-tune a model, going on from its last checkpoint where there is one.
 
-    Ctrl-C or SIGTERM finishes the step, saves, and ends with exit code 130 or 143; the same command goes on. A second Ctrl-C ends at once.
-    Other exit codes: 2 an error that you can mend, 75 a full disk, 76 another process of the run died or hangs.
+    Ctrl-C or SIGTERM finishes the step, saves, and ends with exit code 130 or 143; the same command goes on (unless
+    training.resume_from_checkpoint says otherwise). A second Ctrl-C ends at once.
+    Other exit codes: 2 an error that you can mend, 75 a full disk, 76 another process of the run died or hangs. All processes end with
+    the same one.
     """
     from ms4_train.config import SftRun, load_run
     from ms4_train.errors import ConfigError

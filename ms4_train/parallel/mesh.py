@@ -19,6 +19,7 @@ from torch import Tensor
 from ms4_train.config.mesh import check_mesh, planned_processes
 from ms4_train.config.schema import ParallelSection
 from ms4_train.errors import ParallelError
+from ms4_train.parallel.alike import require_alike
 
 _START = "start the processes with --nproc N of `ms4 train`, `ms4 eval run` or `ms4 generate`, or with torchrun."
 
@@ -121,8 +122,8 @@ def init_mesh(section: ParallelSection, *, rehearse: bool = False, num_experts: 
         num_experts: routed experts of a layer, where the model was looked at: what a refusal offers then fits them too.
 
     Raises:
-        ParallelError: the number of processes does not fit the section, the environment is incomplete, a GPU is missing, or the other
-            processes cannot be reached.
+        ParallelError: the number of processes does not fit the section, the environment is incomplete, a GPU is missing, the other
+            processes cannot be reached, or they have another section.
     """
     started = started_processes()
     world_size = planned_processes(section, started) if rehearse else started
@@ -138,6 +139,7 @@ def init_mesh(section: ParallelSection, *, rehearse: bool = False, num_experts: 
     device, timeout = _device(local_rank), timedelta(seconds=section.timeout_seconds)
     if not dist.is_initialized():
         _join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank, world_size, timeout)
+    _require_same_section(section, rank, world_size)
     expert_parallel = _own_group([list(range(start, start + size)) for start in range(0, world_size, size)], rank, timeout)
     expert_data_parallel = _own_group([list(range(start, world_size, size)) for start in range(size)], rank, timeout)
     return Mesh(rank, world_size, size, rank % size, local_rank, device, expert_parallel, expert_data_parallel)
@@ -185,6 +187,16 @@ def _join(backend: str, rank: int, world_size: int, timeout: timedelta) -> None:
             key="MASTER_ADDR",
             fix="see whether all were started and this machine reaches that address; they wait for parallel.timeout_seconds.",
         ) from error
+
+
+def _require_same_section(section: ParallelSection, rank: int, world_size: int) -> None:
+    """Before groups are made: ranks that lay the run out differently would wait for each other in different ones."""
+    own = {f"parallel.{key}": value for key, value in section.model_dump(mode="json").items()}
+    try:
+        require_alike(Mesh(rank, world_size), own, fix="start every rank with the same file and overrides.")
+    except ParallelError:
+        dist.destroy_process_group()
+        raise
 
 
 def _own_group(members: list[list[int]], rank: int, timeout: timedelta) -> dist.ProcessGroup:

@@ -14,7 +14,7 @@ from ms4_train.parallel.progress import Place
 SILENT_SECONDS = 3.0
 """A rank that sends nothing for so long is named as the one that hangs, when the run does."""
 
-_GO_ON = "the same command goes on from the last checkpoint"
+_GO_ON = "with training.resume_from_checkpoint=auto the same command goes on from the last checkpoint"
 _DIED = f"look at the end of that rank's output and at the machine's log (out of memory?); {_GO_ON}."
 _HANGS = f"look at that rank's machine, or raise parallel.timeout_seconds if the work may take longer; {_GO_ON}."
 

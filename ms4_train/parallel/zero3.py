@@ -2,8 +2,8 @@
 
 DeepSpeed's engine moves a whole model to the device, broadcasts all of it and then partitions it, so every rank needs room for all of it.
 Here a parameter whose share was read from the files (``weights.reading.shares``) becomes a ZeRO parameter without ever being whole, and
-without a broadcast: all ranks read the same files. Others, for the most part of adapters, are moved, made equal to rank 0's and partitioned
-one at a time, by DeepSpeed's own function. The engine takes such a model as it is.
+without a broadcast: all ranks read the same files, which ``training.same_start`` compares. Others, for the most part of adapters, are
+moved, made equal to rank 0's and partitioned one at a time, by DeepSpeed's own function. The engine takes such a model as it is.
 Exercise it: ``pytest tests/ms4_train/parallel/test_zero3.py``.
 
 Not covered: buffers, codes of quantised weights among them, which ZeRO does not spread.
@@ -15,7 +15,6 @@ from typing import Any
 
 from torch import nn
 
-from ms4_train.errors import ParallelError
 from ms4_train.parallel.mesh import Mesh
 from ms4_train.weights.reading.shares import WHOLE, FlatShare, Sharing, move, take_share
 
@@ -25,22 +24,6 @@ def sharing_of(mesh: Mesh, zero_stage: int) -> Sharing:
     if mesh.world_size == 1 or zero_stage != 3:
         return WHOLE
     return Sharing(mesh.rank, mesh.world_size, mesh.expert_data_parallel_rank, mesh.expert_data_parallel_size)
-
-
-def require_same_base(mesh: Mesh, fingerprint: str) -> None:
-    """Make sure that all ranks read the same model: shares and experts are put together without a look at each other. Collective.
-
-    Raises:
-        ParallelError: some rank's model is another one; names the first.
-    """
-    everyone = mesh.all_gather_json(fingerprint)
-    other = next((rank for rank, found in enumerate(everyone) if found != everyone[0]), None)
-    if other is not None:
-        raise ParallelError(
-            f"holds another model for rank {other} than for rank 0 ({everyone[other]} and {everyone[0]}).",
-            key="model.path",
-            fix="give every node the same files.",
-        )
 
 
 def partition_parameters(model: nn.Module, mesh: Mesh, config: dict[str, Any]) -> None:

@@ -4,7 +4,8 @@ Weights and what is trained are counted on the run's own model, tensor by tensor
 that will hold them (``ms4_train.parallel``), which were read off live engines: a test counts their tensors. Activations are an estimate
 (``activations``). Exercise it: ``pytest tests/ms4_train/planning/test_memory.py``.
 
-Not covered: evaluation during training, whose caches are its own section's to bound.
+Not covered: evaluation during training, whose caches are its own section's to bound; page-locked memory that torch keeps after the weights
+were read.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 from torch import nn
 
 from ms4_train.checkpoint import checkpoint_bytes
+from ms4_train.checkpoint.page_locked import page_locked_bytes
+from ms4_train.checkpoint.part import BYTES_PER_VALUE, SHARD_BYTES
 from ms4_train.config.schema import SftRun
 from ms4_train.model import Mistral4ForCausalLM
 from ms4_train.model.quantised import quantised_bytes, quantised_modules
@@ -52,7 +55,8 @@ class MemoryPlan:
         exchange: rows between expert-parallel ranks.
         logits: of a chunk, and the loss's gradients.
         gathered: weights that exist for a moment: of ZeRO 3, whole; of quantised layers, dequantised.
-        host: on the machine, for each rank.
+        saving: what a save holds of this rank's state beside the state itself, on the host: a copy, where it goes on beside training.
+        host: on the machine, for each rank; ``saving`` is part of it.
         checkpoint: of one of them.
     """
 
@@ -65,6 +69,7 @@ class MemoryPlan:
     exchange: int
     logits: int
     gathered: int
+    saving: int
     host: int
     checkpoint: int
     on_gpu: bool = True
@@ -78,7 +83,8 @@ class MemoryPlan:
     def device(self) -> int:
         """The most that a rank's device holds: in the backward pass, or while the optimizer works."""
         passing = self.activations + self.exchange + self.logits + self.gathered
-        return self.reserved + self.weights + self.optimizer + self.gradients + max(passing, self.update)
+        copied = 0 if self.on_gpu else self.saving
+        return self.reserved + self.weights + self.optimizer + self.gradients + max(passing, self.update) + copied
 
     def lines(self) -> Iterator[str]:
         """The plan as a table, in GB of 10^9 bytes, or in MB where that says more."""
@@ -97,6 +103,8 @@ class MemoryPlan:
         yield "logits of a chunk, gradients of the loss", self.logits
         yield "weights that exist for a moment", self.gathered
         yield "copies of gradients in the update, later", self.update
+        if not self.on_gpu:
+            yield "copy of the state while it is saved", self.saving
         yield ("reserved for CUDA, NCCL and gaps" if self.on_gpu else "the program itself"), self.reserved
         yield ("together on the device, at most" if self.on_gpu else "together, at most"), self.device
         if self.on_gpu:
@@ -125,16 +133,15 @@ def plan_memory(run: SftRun, base: Base, processes: int, *, images: bool = True,
     weights = _weight_bytes(model, held, run, stage)
     optimizer, gradients, update = _engine(held, stage, size)
     moved = 0
-    if on_gpu and stage and run.parallel.offload_optimizer == "cpu":
-        beside, gradients = _offloaded(held, stage, size)
-        moved, optimizer, update = optimizer + beside, 0, 0
+    offloads = on_gpu and stage > 0 and run.parallel.offload_optimizer == "cpu"
+    if offloads:
+        moved, gradients = _offloaded(held, stage, size)
+        optimizer, update = 0, 0
     read = weights
     if on_gpu and stage == 3 and run.parallel.offload_parameters == "cpu":
-        shares = size * held.all_partition
-        moved, weights = moved + shares, weights - shares
-    # What is read lies on the host until it is moved; later a save that goes on beside training holds a copy of this rank's part there.
-    copied = checkpoint_bytes(held.trained_in_all) // processes if run.training.save_async else 0
-    host = PROGRAM + max(read, moved + copied)
+        moved, weights = moved + held.all_page_locked, weights - size * held.all_partition
+    saving = _saving(held, run, processes, moves=on_gpu and not offloads)
+    host = PROGRAM + max(read, moved + saving)  # what is read lies on the host until it is moved; saves come later
     return MemoryPlan(
         processes=processes,
         weights=weights,
@@ -145,6 +152,7 @@ def plan_memory(run: SftRun, base: Base, processes: int, *, images: bool = True,
         exchange=passing.exchange,
         logits=passing.logits,
         gathered=_momentary(model, held, size, stage),
+        saving=saving,
         host=host,
         checkpoint=checkpoint_bytes(held.trained_in_all),
         on_gpu=on_gpu,
@@ -158,20 +166,30 @@ class _Held:
     Attributes:
         trained: of this rank's trained parameters.
         largest: of the largest of them.
-        partition: this rank's part of them, as ZeRO spreads them.
-        largest_group: the largest part that is updated at once.
+        groups: of each group that is updated together, its parameters: values of each, and of this rank's part as ZeRO spreads it.
         everything: of all of this rank's parameters, frozen ones too; codes aside.
         all_partition: this rank's part of those.
+        all_page_locked: bytes that this part takes in page-locked memory, each parameter by itself.
         trained_in_all: over all ranks, each once.
     """
 
     trained: int
     largest: int
-    partition: int
-    largest_group: int
+    groups: tuple[tuple[tuple[int, int], ...], ...]
     everything: int
     all_partition: int
+    all_page_locked: int
     trained_in_all: int
+
+    @property
+    def partition(self) -> int:
+        """This rank's part of what is trained."""
+        return sum(part for group in self.groups for _, part in group)
+
+    @property
+    def largest_group(self) -> int:
+        """The largest part that is updated at once."""
+        return max((sum(part for _, part in group) for group in self.groups), default=0)
 
     @classmethod
     def of(cls, model: Mistral4ForCausalLM, run: SftRun, processes: int) -> _Held:
@@ -180,19 +198,19 @@ class _Held:
         parameters = list(model.named_parameters())
         trained = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
 
-        def part(named: Iterable[tuple[str, nn.Parameter]]) -> int:
-            return sum(-(-parameter.numel() // (processes // ranks if name in sharded else processes)) for name, parameter in named)
+        def part(name: str, parameter: nn.Parameter) -> int:
+            return -(-parameter.numel() // (processes // ranks if name in sharded else processes))
 
-        groups: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {}
+        groups: dict[tuple[bool, bool], list[tuple[int, int]]] = {}
         for name, parameter in trained:
-            groups.setdefault((name in sharded, parameter.ndim >= 2), []).append((name, parameter))
+            groups.setdefault((name in sharded, parameter.ndim >= 2), []).append((parameter.numel(), part(name, parameter)))
         return cls(
             trained=sum(parameter.numel() for _, parameter in trained),
             largest=max((parameter.numel() for _, parameter in trained), default=0),
-            partition=part(trained),
-            largest_group=max(map(part, groups.values()), default=0),
+            groups=tuple(map(tuple, groups.values())),
             everything=sum(parameter.numel() for _, parameter in parameters),
-            all_partition=part(parameters),
+            all_partition=sum(part(name, parameter) for name, parameter in parameters),
+            all_page_locked=sum(page_locked_bytes(part(name, parameter) * parameter.itemsize) for name, parameter in parameters),
             trained_in_all=sum(parameter.numel() * (ranks if name in sharded else 1) for name, parameter in trained),
         )
 
@@ -219,15 +237,49 @@ def _engine(held: _Held, stage: int, size: int) -> tuple[int, int, int]:
 
 
 def _offloaded(held: _Held, stage: int, size: int) -> tuple[int, int]:
-    """Bytes that lie on the host beside offloaded optimizer state, and those of gradients that stay on the device.
+    """Bytes of offloaded optimizer state and of what lies beside it on the host, and those of gradients that stay on the device.
 
     Read in DeepSpeed 0.19.8, not measured: an fp32 gradient of each value is there from the start, beside it what is added up in the type
-    of the weights; in stages 1 and 2 a buffer of updated weights besides, and on the device one for the largest gradient.
+    of the weights; in stages 1 and 2 a buffer of updated weights besides, and on the device one for the largest gradient. Gradients,
+    buffers and, in stages 1 and 2, fp32 weights are page-locked, block by block.
     """
     bucket = min(MAX_BUCKET_ELEMENTS, held.trained)
     if stage == 3:
-        return (4 + size) * held.partition, size * (bucket + (held.largest if held.largest > bucket else 0))
-    return (4 + 2 * size) * held.partition, size * (bucket + held.largest)
+        gradients = sum(page_locked_bytes(4 * block) for group in held.groups for block in _sub_groups(group))
+        sums = page_locked_bytes(size * held.partition)
+        return 12 * held.partition + gradients + sums, size * (bucket + (held.largest if held.largest > bucket else 0))
+    parts = [sum(part for _, part in group) for group in held.groups]
+    locked = sum(2 * page_locked_bytes(4 * part) + page_locked_bytes(size * part) for part in parts)
+    # Of a whole parameter each, for those that this rank holds most of: its share of all of them.
+    sums = sum(page_locked_bytes(size * whole) * part // whole for group in held.groups for whole, part in group)
+    return 8 * held.partition + locked + sums, size * (bucket + held.largest)
+
+
+def _sub_groups(group: Iterable[tuple[int, int]]) -> Iterator[int]:
+    """Values of the parts that ZeRO 3 updates one after the other: parameters in their order, until there are enough."""
+    count = 0
+    for _, part in group:
+        count += part
+        if count >= SUB_GROUP_ELEMENTS:
+            yield count
+            count = 0
+    if count:
+        yield count
+
+
+def _saving(held: _Held, run: SftRun, processes: int, *, moves: bool) -> int:
+    """Bytes beside the state while this rank writes its part of a checkpoint; ``moves``: from a GPU to the host.
+
+    In the background a copy of the part. Else nothing where the state is on the host, and what goes into one file where it is not: a file
+    is closed by the piece that makes it large enough, so it may be larger by one.
+    """
+    part = checkpoint_bytes(held.trained_in_all) // processes
+    if run.training.save_strategy == "no" or not (run.training.save_async or moves):
+        return 0
+    # ZeRO 1 and 2 give a rank some parameters whole, the others a part of each.
+    whole = processes > 1 and run.parallel.zero_stage in (1, 2)
+    largest = max((values if whole else own for group in held.groups for values, own in group), default=0)
+    return part if run.training.save_async else min(part, SHARD_BYTES + BYTES_PER_VALUE * largest)
 
 
 def _momentary(model: Mistral4ForCausalLM, held: _Held, size: int, stage: int) -> int:
@@ -244,4 +296,19 @@ def memory_warning(plan: MemoryPlan, available: int, what: str = "the device") -
     return (
         f"warning: {what} has {readable_bytes(available)}, about {readable_bytes(plan.device - available)} less than this run needs. "
         "Raise parallel.expert_parallel_size or zero_stage, or lower data.max_length."
+    )
+
+
+def host_warning(plan: MemoryPlan, available: int, ranks: int) -> str | None:
+    """A line where a machine with ``ranks`` of the run has less memory than they need beside their GPUs, else None.
+
+    Without a GPU there is none: ``memory_warning`` says it.
+    """
+    needed = plan.host * ranks
+    if not plan.on_gpu or available >= needed:
+        return None
+    each = f"{ranks} ranks, {readable_bytes(plan.host)} each" if ranks > 1 else "one rank"
+    return (
+        f"warning: this machine has {readable_bytes(available)} of memory, about {readable_bytes(needed - available)} less than this run "
+        f"needs beside its GPUs ({each}). Spread it over more machines, or set training.save_async=false, which saves without a copy."
     )

@@ -139,7 +139,7 @@ def train(run: TrainingRun, stop: StopSignals, *, first_step: int = 0) -> dict[s
         if run.saver is not None and (signal_number or done == run.total_steps):
             run.saver.finish()
         if signal_number and done < run.total_steps:
-            raise TrainingInterruptedError(signal_number, step=done, saved=saved)
+            raise TrainingInterruptedError(signal_number, step=done, saved=saved, resume=section.resume_from_checkpoint)
         if saving:
             run.speed.reset()
     return results

@@ -3,7 +3,8 @@
 The rules:
 
 - During the steps the first signal, of either kind, to any rank, finishes the step, saves run state, and ends with exit code 128 plus the
-  signal's number: 143 for SIGTERM, 130 for SIGINT. The same command goes on from there.
+  signal's number: 143 for SIGTERM, 130 for SIGINT. The same command goes on from there, unless training.resume_from_checkpoint is not
+  ``auto``: the message then says how.
 - A further SIGINT ends the process at once; a further SIGTERM changes nothing: schedulers and launchers both send it, to the same ranks.
 - Before the first step and after the last one there is nothing to save: the first signal ends the process at once.
 
@@ -32,11 +33,18 @@ AT_ONCE_SECONDS = 1.5
 
 
 class TrainingInterruptedError(TrainingError):
-    """The run ended early because it was asked to. ``exit_code`` is 128 plus the signal's number, as shells have it."""
+    """The run ended early because it was asked to. ``exit_code`` is 128 plus the signal's number, as shells have it.
+
+    Args:
+        signal_number: that asked for it.
+        step: steps done, where the run ended at the end of a step, on all ranks; None for a process that ends at once.
+        saved: the checkpoint that was written for it.
+        resume: the run's training.resume_from_checkpoint, for the fix.
+    """
 
     code = "interrupted"
 
-    def __init__(self, signal_number: int, *, step: int | None = None, saved: Path | None = None) -> None:
+    def __init__(self, signal_number: int, *, step: int | None = None, saved: Path | None = None, resume: str = "auto") -> None:
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
         self.on_all_ranks = step is not None
@@ -45,7 +53,14 @@ class TrainingInterruptedError(TrainingError):
             super().__init__(f"stopped by {name}, at once; what was saved before stays.")
             return
         kept = f"run state is in {saved}." if saved is not None else "no run state was saved."
-        super().__init__(f"stopped by {name} after step {step}; {kept}", fix="run the same command again to go on." if saved else None)
+        super().__init__(f"stopped by {name} after step {step}; {kept}", fix=_going_on(resume) if saved is not None else None)
+
+
+def _going_on(resume: str) -> str:
+    if resume == "auto":
+        return "run the same command again to go on."
+    begin = "at step 0" if resume == "never" else f"from {resume}"
+    return f"start again with training.resume_from_checkpoint=auto to go on; the same command would begin {begin} again."
 
 
 class StopSignals:

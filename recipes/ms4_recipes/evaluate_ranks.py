@@ -1,7 +1,7 @@
 """An evaluation whose model lies on several processes. ``ms4 eval run FILE.yaml --nproc N``, or the same under torchrun, runs it.
 
 Every rank reads its experts and computes; rank 0 alone has tasks, sandbox, judge and store, and prints. What fails on one rank before the
-drawing is raised by all. Samples and report are those of one process.
+drawing is raised by all, and so is another configuration or another model on one of them. Samples and report are those of one process.
 Exercise it: ``pytest tests/recipes/ms4_recipes/test_evaluate_ranks.py``.
 """
 
@@ -24,6 +24,7 @@ from ms4_train.inference.mesh_engine import EngineRanks
 from ms4_train.parallel import init_mesh, progress
 from ms4_train.parallel.together import everyone, main_only
 from ms4_train.parallel.watch import watched
+from ms4_train.training.same_start import require_same_model, require_same_start
 
 
 class Alive(Progress):
@@ -52,9 +53,11 @@ def run(config: EvalRun) -> Path:
     plans: list[Plan] = []
     try:
         with watched(mesh, timeout_seconds=parallel.timeout_seconds), contextlib.closing(resources):
+            require_same_start(mesh, config)
             main_only(mesh, lambda: plans.extend(prepare(config, resources, console)))
             progress.at("load")
             model, tokenizer, identity = everyone(mesh, lambda: load_model_under_test(section, console, mesh=mesh))
+            require_same_model(mesh, identity)
             ranks = EngineRanks(model, tokenizer, mesh)
 
             def work() -> str:

@@ -24,11 +24,11 @@ from rich.console import Console
 from ms4_recipes.export import export
 from ms4_recipes.kernel_log import kernel_choices_shown
 from ms4_recipes.memory_notice import memory_notice
+from ms4_recipes.output_folder import output_folder
 from ms4_recipes.prepare_model import PreparedModel, prepare_model
 from ms4_recipes.reading_status import reading_shown
 from ms4_train.chat import ChatTokenizer
 from ms4_train.checkpoint import (
-    FolderLock,
     RunStateSaver,
     SavedRun,
     check_same_run,
@@ -48,7 +48,6 @@ from ms4_train.errors import ConfigError
 from ms4_train.model import Mistral4ForCausalLM
 from ms4_train.parallel import Mesh, TrainEngine, init_mesh, make_engine, progress, shard_experts
 from ms4_train.parallel.watch import watched
-from ms4_train.parallel.zero3 import require_same_base
 from ms4_train.tracking import Trackers, make_trackers
 from ms4_train.training import (
     FlopCounter,
@@ -65,6 +64,7 @@ from ms4_train.training import (
     train,
 )
 from ms4_train.training.forward import require_vision
+from ms4_train.training.same_start import require_same_inputs, require_same_start
 from ms4_train.untrusted import read_bytes
 from ms4_train.weights import base_fingerprint, read_config
 
@@ -94,14 +94,14 @@ def run(config: SftRun, *, dry_run: bool = False) -> Path:
         mesh = init_mesh(config.parallel, rehearse=dry_run, num_experts=num_experts)
         try:
             with watched(mesh, timeout_seconds=config.parallel.timeout_seconds):
+                require_same_start(mesh, config)
                 return _run(config, mesh, stop, dry_run=dry_run)
         finally:
             mesh.close()
 
 
 def _run(config: SftRun, mesh: Mesh, stop: StopSignals, *, dry_run: bool) -> Path:
-    lock = FolderLock(Path(config.output_dir)) if mesh.is_main and not dry_run else None
-    try:
+    with contextlib.nullcontext() if dry_run else output_folder(config, mesh):
         make_deterministic(config.seed)
         progress.at("load", 0)
         plan = prepare_run(config, mesh, look_for_state=not dry_run)
@@ -115,9 +115,6 @@ def _run(config: SftRun, mesh: Mesh, stop: StopSignals, *, dry_run: bool) -> Pat
         folder = export(plan, engine)
         console.print(f"written: {folder}", markup=False)
         return folder
-    finally:
-        if lock is not None:
-            lock.release()
 
 
 @dataclass
@@ -193,6 +190,8 @@ def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
     length = run_length(config, loader, mesh)
 
     base = base_fingerprint(config.model.path)
+    read = {"base_fingerprint": base, "tokenizer_sha256": file_sha256(tokenizer.path)}
+    require_same_inputs(mesh, **read, rows=rows, loader=loader, length=length, init_from=config.adapter and config.adapter.init_from)
     # Of a stream only the first rows were looked at: images may come later.
     images = rows.has_images or (rows.is_streaming and config.model.vision != "skip")
     if mesh.is_main:
@@ -202,7 +201,7 @@ def prepare_run(config: SftRun, mesh: Mesh, *, look_for_state: bool) -> Plan:
     if rows.has_images:
         require_vision(prepared.model, tokenizer)
 
-    identity = run_identity(config, base_fingerprint=base, tokenizer_sha256=file_sha256(tokenizer.path))
+    identity = run_identity(config, **read)
     saved = None
     if look_for_state:
         saved = find_saved_run(Path(config.output_dir) / "checkpoints", training.resume_from_checkpoint, mesh)
@@ -259,7 +258,6 @@ def train_run(plan: Plan, stop: StopSignals) -> TrainEngine:
     """The engine, the saved state, the trackers, and the loop."""
     config, mesh, saved, length = plan.config, plan.mesh, plan.saved, plan.length
     training, seed = config.training, config.seed
-    require_same_base(mesh, plan.base_fingerprint)
     shard_experts(plan.model, mesh)
     engine = make_engine(plan.model, mesh, training=training, parallel=config.parallel)
     peak = config.tracking.peak_flops or peak_flops(mesh.device, next(plan.model.parameters()).dtype)
@@ -273,6 +271,7 @@ def train_run(plan: Plan, stop: StopSignals) -> TrainEngine:
             total_steps=length.total_steps,
             step=length.first_step,
             resumed=saved.state["tracking"] if saved else None,
+            go_on=training.on_save_error == "continue",
         )
 
     if plan.tasks is not None:

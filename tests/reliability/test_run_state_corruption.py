@@ -168,7 +168,7 @@ def test_without_any_good_checkpoint_nothing_reaches_the_model(run):
 def test_control_a_reader_that_trusts_reads_the_flipped_bit(run, monkeypatch):
     """Without the sums a flipped bit of a tensor comes through: it is the sums that find it."""
     flip(run.newest / RANK_FILES[0], 8 * ((run.newest / RANK_FILES[0]).stat().st_size - 8) + 3)
-    monkeypatch.setattr("ms4_train.checkpoint.load.verify_files", lambda *_, **__: None)
+    monkeypatch.setattr("ms4_train.checkpoint.verdict.verify_files", lambda *_, **__: None)
     step, bits, _ = resume(run.root)
     assert step == 2
     assert not same_bits(bits, run.bits[2])

@@ -91,7 +91,7 @@ def require_same_rows(run: dict[str, Any], straight: list[list[Any]]) -> None:
 
 def resumed_elsewhere(run: dict[str, Any], life: int) -> set[int]:
     """Steps that a life may begin at because the newest checkpoint was damaged, or another one was asked for."""
-    aside = {int(found[1]) for name in run["left"][life] if (found := re.fullmatch(r"step-(\d+)\.(quarantine|superseded)", name))}
+    aside = {int(found[1]) for name in run["left"][life] if (found := re.fullmatch(r"step-(\d+)\.(quarantine|superseded)(-\d+)?", name))}
     return {max((step for step in run["committed"][life] if step < min(aside)), default=0)} if aside else set()
 
 

@@ -21,8 +21,8 @@ KINDS = {
     r"MANIFEST\.json": "manifest",
     r"\.tmp-step-\d+": "unfinished folder",
     r"step-\d+": "checkpoint",
-    r"step-\d+\.quarantine": "quarantined folder",
-    r"step-\d+\.superseded": "superseded folder",
+    r"step-\d+\.quarantine(-\d+)?": "quarantined folder",
+    r"step-\d+\.superseded(-\d+)?": "superseded folder",
     r"checkpoints": "root",
 }
 """Pattern of a name -> what carries it."""

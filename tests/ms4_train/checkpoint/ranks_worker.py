@@ -104,6 +104,30 @@ def check_failure(mesh, folder):
     return report
 
 
+def check_failure_while_waited_for(mesh, folder):
+    """Rank 1 fails while its live state is written, or taken: the save itself raises on both."""
+    report, write, live = {}, part.write_synced, part.HeldPart.live_in
+    for name, error in (("written", OSError(28, "No space left on device")), ("taken", ValueError("unexpected"))):
+
+        def failing(*arguments, error=error, **keys):
+            raise error
+
+        root = folder / f"waited for, {name}"
+        made = saver(root, engine_of(mesh, steps=1), background=False)
+        if mesh.rank == 1:
+            part.write_synced = failing if name == "written" else write
+            part.HeldPart.live_in = failing if name == "taken" else live
+        try:
+            made.save(1, {})
+        except MS4Error as caught:
+            report[name] = [type(caught).__name__, caught.on_all_ranks]
+        part.write_synced, part.HeldPart.live_in = write, live
+        report[f"{name} left"] = names(root, mesh)
+        made.save(2, {})
+        report[f"{name} later"] = names(root, mesh)
+    return report
+
+
 def check_commit_failure(mesh, folder):
     """The disk fills up when the main rank writes what is its own."""
     from ms4_train.checkpoint import save as save_module
@@ -159,7 +183,7 @@ def check_damage(mesh, folder):
 def main() -> None:
     folder = Path(sys.argv[1])
     mesh = init_mesh(ParallelSection(zero_stage=0, timeout_seconds=60))
-    checks = (check_saved, check_failure, check_commit_failure, check_alone, check_damage)
+    checks = (check_saved, check_failure, check_failure_while_waited_for, check_commit_failure, check_alone, check_damage)
     report = {check.__name__.removeprefix("check_"): check(mesh, folder) for check in checks}
     (folder / f"{mesh.rank}.json").write_text(json.dumps(report))
     mesh.close()

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.run_state import small_engine, train_small
@@ -93,7 +94,41 @@ def test_a_verdict_names_every_damaged_file(run):
     renamed = folder.rename(folder.with_name("step-000007"))
     assert any("manifest of step 4" in problem for problem in verify_checkpoint(renamed).problems)
     shutil.rmtree(renamed)
-    assert verify_checkpoint(renamed).problems
+    assert not verify_checkpoint(renamed).is_good
+
+
+def test_what_cannot_be_read_is_not_called_damaged(run, monkeypatch):
+    root, true = run / "checkpoints", Path.lstat
+
+    def refused(path):
+        if path.parent.name == "step-000005" and path.suffix == ".safetensors":
+            raise OSError(5, "Input/output error", str(path))
+        return true(path)
+
+    monkeypatch.setattr("pathlib.Path.lstat", refused)
+    found = verify_checkpoint(root / "step-000005")
+    assert (found.problems, found.is_good) == ((), False)
+    assert all("Input/output error" in problem for problem in found.unreadable)
+    assert ("step-000005", "unreadable") in states(root)
+    plan = plan_pruning(root, 2)
+    assert (plan.damaged, plan.kept) == ((root / "step-000005",), (root / "step-000004", root / "step-000003"))
+    monkeypatch.undo()
+    assert verify_checkpoint(root / "step-000005").is_good
+    assert ("step-000005", "whole") in states(root)
+
+
+def test_what_was_set_aside_more_than_once(run):
+    root = run / "checkpoints"
+    names = [f"step-00000{step}.{word}" for step, word in ((1, "quarantine"), (1, "quarantine-2"), (2, "superseded"), (2, "superseded-2"))]
+    for name in names:
+        shutil.copytree(root / name[:11], root / name)
+    assert {(name, "quarantined" if "quarantine" in name else "superseded") for name in names} < states(root)
+    assert [path.name for path in chosen_checkpoints(run, every=True)][-2:] == names[2:]
+    assert all(chosen_checkpoints(root / name) == [root / name] and verify_checkpoint(root / name).is_good for name in names)
+    shutil.copytree(root / "step-000003", root / "step-000002.superseded-3")
+    assert "manifest of step 3" in verify_checkpoint(root / "step-000002.superseded-3").problems[0]
+    carry_out(plan_pruning(root, 5, aside=True))
+    assert sorted(path.name for path in root.iterdir()) == [f"step-00000{step}" for step in range(1, 6)]
 
 
 def test_progress_ends_with_all_bytes(run):

@@ -1,20 +1,24 @@
 """Loading: bit-exact, across numbers of ranks, and never from a damaged folder."""
 
 import contextlib
+import errno
 import itertools
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from support.run_state import assert_same_state, exported, save_now, small_engine, train_small
 
+from ms4_train.checkpoint.inspection import verify_checkpoint
 from ms4_train.checkpoint.load import find_saved_run, restart_after
 from ms4_train.checkpoint.manifest import FileSum, Manifest, canonical_json, read_manifest, write_manifest, write_synced
 from ms4_train.checkpoint.part import HeldPart, write_part
-from ms4_train.errors import CheckpointError
+from ms4_train.errors import CheckpointError, MS4Error
 from ms4_train.parallel import Mesh, progress
 
 
@@ -200,6 +204,68 @@ def test_no_silent_start_from_zero(tmp_path, caplog):
     with pytest.raises(CheckpointError, match="no good checkpoint is left"):
         find_saved_run(root, "auto", Mesh())
     assert find_saved_run(root, "never", Mesh()) is None
+
+
+def test_without_a_good_one_the_way_out_is_said(tmp_path, caplog):
+    """Whoever mended a disk can have the checkpoint checked, and use it under its old name."""
+    root, _ = trained_root(tmp_path, steps=(1,))
+    aside = root / "step-000001.quarantine"
+    (root / "step-000001").rename(aside)
+    with pytest.raises(CheckpointError) as caught:
+        find_saved_run(root, "auto", Mesh())
+    for words in (f"`ms4 checkpoint verify {aside}` checks one", "renamed back", "never", "name a folder that is good"):
+        assert words in (caught.value.fix or "")
+    assert verify_checkpoint(aside).is_good
+    aside.rename(root / "step-000001")
+    assert find_saved_run(root, "auto", Mesh()).step == 1
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES])
+@pytest.mark.parametrize(("call", "name"), [("os.open", "MANIFEST.json"), ("pathlib.Path.open", "state.json")])
+def test_a_read_that_the_system_refuses_ends_the_start_and_renames_nothing(tmp_path, monkeypatch, caplog, number, call, name):
+    root, _ = trained_root(tmp_path)
+    true = os.open if call == "os.open" else Path.open
+
+    def refused(path, *arguments, **keys):
+        if Path(path).name == name and "step-000002" in str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return true(path, *arguments, **keys)
+
+    monkeypatch.setattr(call, refused)
+    for resume in ("auto", str(root / "step-000002")):
+        with pytest.raises(CheckpointError) as caught:
+            find_saved_run(root, resume, Mesh())
+        assert caught.value.file == str(root / "step-000002" / name)
+        assert os.strerror(number) in caught.value.message
+        assert "not renamed" in caught.value.message
+        assert "start again, or name another checkpoint in training.resume_from_checkpoint" in (caught.value.fix or "")
+    assert not caplog.records
+    monkeypatch.undo()
+    assert find_saved_run(root, "auto", Mesh()).step == 2
+    assert sorted(path.name for path in root.iterdir()) == ["step-000001", "step-000002"]
+
+
+@pytest.mark.parametrize("resume", ["auto", "step-000002"])
+def test_a_folder_that_the_system_hides_is_not_an_empty_one(tmp_path, monkeypatch, resume):
+    """Else the run would begin at step 0, and set all of them aside."""
+    root, _ = trained_root(tmp_path)
+
+    def refused(path, **_):
+        raise OSError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir" if resume == "auto" else "pathlib.Path.stat", refused)
+    with pytest.raises(MS4Error, match="Permission denied"):
+        find_saved_run(root, resume if resume == "auto" else str(root / resume), Mesh())
+
+
+def test_a_second_damaged_checkpoint_of_a_step_is_kept_beside_the_first(tmp_path, caplog):
+    root, _ = trained_root(tmp_path)
+    shutil.copytree(root / "step-000002", root / "step-000002.quarantine")
+    flip(root / "step-000002" / "state.json", 3)
+    with warned(caplog, r"kept as step-000002\.quarantine-2, "):
+        assert find_saved_run(root, "auto", Mesh()).step == 1
+    assert verify_checkpoint(root / "step-000002.quarantine").is_good
+    assert not verify_checkpoint(root / "step-000002.quarantine-2").is_good
 
 
 def test_a_named_folder_is_taken_or_refused_but_never_replaced(tmp_path, caplog):

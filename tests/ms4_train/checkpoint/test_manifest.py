@@ -1,16 +1,25 @@
 """The manifest finds every changed bit, in the files and in itself."""
 
+import contextlib
+import errno
 import hashlib
+import importlib
 import json
+import operator
+import os
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ms4_train.checkpoint.manifest import (
+    DamagedError,
     FileSum,
     Manifest,
     OtherVersionError,
+    UnreadableError,
     canonical_json,
     files_of_rank,
     read_manifest,
@@ -63,10 +72,11 @@ def test_changed_bits_are_found_everywhere(tmp_path):
         (lambda m: m.update(version="2"), "its own sum is wrong"),
         (lambda m: m.update(extra=1), "not in the form"),
         (lambda m: m["files"].update({"../a.bin": m["files"]["a.bin"]}), "not a file of this folder"),
+        (lambda m: m["files"].update({"a\0b": m["files"]["a.bin"]}), "not a file of this folder"),
         (lambda m: m["files"].update({"absent": m["files"]["a.bin"]}), "missing"),
         (lambda m: m["files"]["a.bin"].update(bytes=1), "11 bytes instead of 1"),
-        (lambda m: m["files"]["a.bin"].pop("sha256"), "cannot be read"),
-        (lambda m: m.update(files=[]), "cannot be read"),
+        (lambda m: m["files"]["a.bin"].pop("sha256"), "it is no manifest"),
+        (lambda m: m.update(files=[]), "it is no manifest"),
     ],
 )
 def test_other_contents_are_refused(tmp_path, change, message):
@@ -141,8 +151,71 @@ def test_a_link_is_not_a_file(tmp_path):
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(DamagedError, match=r"MANIFEST\.json: the checkpoint is damaged: the file is missing"):
         verify_folder(tmp_path)
+    (tmp_path / "MANIFEST.json").mkdir()
+    with pytest.raises(DamagedError, match="it is no manifest"):
+        verify_folder(tmp_path)
+
+
+@contextlib.contextmanager
+def refusing(number, name, calls=("os.open", "io.open", "pathlib.Path.lstat")):
+    """The system refuses these calls on files of this name."""
+    with pytest.MonkeyPatch.context() as patch:
+        for call in calls:
+            module, _, place = call.partition(".")
+            true = operator.attrgetter(place)(importlib.import_module(module))
+
+            def refused(path, *arguments, true=true, **keys):
+                if not isinstance(path, int) and Path(path).name == name:
+                    raise OSError(number, os.strerror(number), str(path))
+                return true(path, *arguments, **keys)
+
+            patch.setattr(call, refused)
+        yield
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES])
+@pytest.mark.parametrize("name", ["MANIFEST.json", "a.bin", "b.json"])
+def test_a_refusal_of_the_system_is_not_damage(tmp_path, number, name):
+    folder = make(tmp_path / "c")
+    with refusing(number, name), pytest.raises(UnreadableError, match=re.escape(os.strerror(number))) as caught:
+        verify_folder(folder)
+    assert (caught.value.file, caught.value.reason) == (str(folder / name), os.strerror(number))
+    assert not caught.value.is_absent
+    assert not isinstance(caught.value, DamagedError)
+    assert verify_folder(folder) == 4
+
+
+def test_an_error_in_the_middle_of_reading_is_not_damage(tmp_path, monkeypatch):
+    folder = make(tmp_path / "c")
+
+    def failing(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("hashlib.file_digest", failing)
+    with pytest.raises(UnreadableError, match=r"a\.bin: the checkpoint cannot be read \(Input/output error\)"):
+        verify_folder(folder)
+
+
+def test_missing_is_what_a_listed_folder_does_not_have(tmp_path):
+    folder = make(tmp_path / "c")
+    with refusing(errno.ENOENT, "a.bin"), pytest.raises(UnreadableError) as caught:  # listed, and yet not found
+        verify_folder(folder)
+    assert not caught.value.is_absent
+    with pytest.raises(UnreadableError, match=r"absent: the checkpoint cannot be read \(No such file") as caught:
+        verify_folder(tmp_path / "absent")
+    assert caught.value.is_absent
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnreadableError) as caught:
+        verify_folder(tmp_path / "file")
+    assert caught.value.is_absent
+    (folder / "a.bin").unlink()
+    with refusing(errno.EACCES, "c", ["os.listdir"]), pytest.raises(UnreadableError, match="Permission denied") as caught:
+        verify_folder(folder)
+    assert not caught.value.is_absent
+    with pytest.raises(DamagedError, match="the file is missing"):
+        verify_folder(folder)
 
 
 def test_write_synced_never_overwrites(tmp_path):

@@ -4,12 +4,14 @@ import json
 import tracemalloc
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support.run_state import small_engine
 
+from ms4_train.checkpoint import part as part_module
 from ms4_train.checkpoint.manifest import FileSum, verify_files
 from ms4_train.checkpoint.part import HeldPart, write_part
 from ms4_train.errors import StorageError
@@ -22,6 +24,11 @@ def held(sizes, rank=3):
         for index, size in enumerate(sizes)
     ]
     return HeldPart(rank, pieces, {"torch": "00"})
+
+
+def make(folder):
+    folder.mkdir()
+    return folder
 
 
 @pytest.mark.parametrize("sizes", [[1], [5, 3, 1000], [7] * 20])
@@ -78,6 +85,35 @@ def test_the_copy_is_a_copy():
         for kind, tensor in piece.tensors.items():
             assert torch.equal(tensor, live.tensors[kind])
             assert tensor.data_ptr() != live.tensors[kind].data_ptr()
+
+
+def test_live_state_is_written_from_where_it_lies(tmp_path, monkeypatch):
+    """The addresses of what is written are those of the engine's tensors; of state of another type, which is converted, they are not."""
+    engine, seen = small_engine(steps=1), []
+    write = part_module.write_synced
+
+    def watched(path, *parts, **keys):
+        seen.extend(np.frombuffer(view, dtype=np.uint8).ctypes.data for view in parts if isinstance(view, memoryview))
+        return write(path, *parts, **keys)
+
+    monkeypatch.setattr(part_module, "write_synced", watched)
+    live = [tensor.data_ptr() for piece in engine.export_state() for tensor in piece.tensors.values()]
+    sums = write_part(tmp_path, HeldPart.live_in(engine))
+    assert seen == live
+    seen.clear()
+    copied = write_part(make(tmp_path / "copied"), HeldPart.copy_of(engine))
+    assert not set(seen) & set(live)
+    assert sums["rank-00000-000.safetensors"] == copied["rank-00000-000.safetensors"]
+
+
+def test_state_of_another_type_is_written_as_fp32(tmp_path):
+    part = held([6, 4])
+    expected = {f"{kind}:{piece.name}@5": tensor.bfloat16() for piece in part.pieces for kind, tensor in piece.tensors.items()}
+    part.pieces = [replace(piece, tensors={kind: tensor.bfloat16() for kind, tensor in piece.tensors.items()}) for piece in part.pieces]
+    write_part(tmp_path, part)
+    found = load_file(tmp_path / "rank-00003-000.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(found[key].dtype == torch.float32 and torch.equal(found[key], tensor.float()) for key, tensor in expected.items())
 
 
 def test_a_writer_can_be_stopped_between_chunks(tmp_path):

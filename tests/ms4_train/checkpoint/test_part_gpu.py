@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.run_state import SmallModel, train_small
 
-from ms4_train.checkpoint.part import HeldPart
+from ms4_train.checkpoint.part import HeldPart, write_part
 from ms4_train.config.schema import TrainingSection
 from ms4_train.parallel import Mesh
 from ms4_train.parallel.local import LocalEngine
@@ -33,3 +33,25 @@ def test_the_copy_is_whole_when_it_returns():
         for kind, tensor in piece.tensors.items():
             assert tensor.is_pinned()
             assert torch.equal(tensor, expected[piece.name, kind]), (piece.name, kind)
+
+
+def test_live_state_is_brought_to_the_host_file_by_file(tmp_path):
+    """The same bytes as from a copy, and no page-locked memory is asked for."""
+    device = torch.device("cuda")
+    torch.set_default_device(device)
+    try:
+        engine = LocalEngine(SmallModel(width=1 << 16).to(device), Mesh(device=device), training=TrainingSection(learning_rate=0.05))
+        train_small(engine, 2)
+    finally:
+        torch.set_default_device(None)
+    before = torch.cuda.host_memory_stats()["num_host_alloc"]
+    folders = tmp_path / "live", tmp_path / "copied"
+    for folder in folders:
+        folder.mkdir()
+    live = write_part(folders[0], HeldPart.live_in(engine), shard_bytes=1)
+    assert torch.cuda.host_memory_stats()["num_host_alloc"] == before
+    copied = write_part(folders[1], HeldPart.copy_of(engine), shard_bytes=1)
+    assert torch.cuda.host_memory_stats()["num_host_alloc"] > before
+    tensors = [name for name in live if name.endswith(".safetensors")]
+    assert len(tensors) == 3
+    assert all(live[name] == copied[name] for name in tensors)

@@ -18,7 +18,7 @@ from support.run_state import assert_same_state, exported, save_now, saver, smal
 from ms4_train.checkpoint import find_saved_run, part, writer
 from ms4_train.checkpoint import save as save_module
 from ms4_train.checkpoint.manifest import canonical_json, read_manifest, verify_folder
-from ms4_train.checkpoint.save import checkpoint_bytes
+from ms4_train.checkpoint.room import checkpoint_bytes
 from ms4_train.errors import CheckpointError, DiskFullError, NotFiniteError, StorageError, TrainingError
 from ms4_train.parallel import Mesh
 from ms4_train.training.stop import TrainingInterruptedError
@@ -316,13 +316,39 @@ class FailingExport:
             yield state
 
 
+@pytest.mark.parametrize("background", [True, False])
 @pytest.mark.parametrize(
     ("error", "raised"), [(KeyboardInterrupt(), KeyboardInterrupt), (torch.OutOfMemoryError("no memory"), CheckpointError)]
 )
-def test_a_copy_that_fails_leaves_nothing(tmp_path, error, raised):
+def test_a_state_that_cannot_be_taken_leaves_nothing(tmp_path, error, raised, background):
+    def save_it():
+        with saver(tmp_path, FailingExport(small_engine(steps=1), error), background=background) as made:
+            made.save(1, {})
+            made.finish()
+
     with pytest.raises(raised):
-        save_now(tmp_path, FailingExport(small_engine(steps=1), error), 1)
+        save_it()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_save_that_is_waited_for_writes_the_same_files_as_one_in_the_background(tmp_path):
+    engine, rows = small_engine(steps=2), {"loader": {"row": 7}}
+    with saver(tmp_path / "background", engine, shard_bytes=1) as made:
+        behind = made.save(2, rows)
+    waited = save_now(tmp_path / "waited", engine, 2, rows, shard_bytes=1)
+    assert len(names(waited)) == 6  # of three pieces, a file each
+    assert {path.name: path.read_bytes() for path in waited.iterdir()} == {path.name: path.read_bytes() for path in behind.iterdir()}
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("unexpected")])
+def test_a_failure_while_live_state_is_written_is_raised_by_the_save(tmp_path, monkeypatch, error):
+    engine = small_engine(steps=1)
+    save_now(tmp_path, engine, 1)
+    fail_with(monkeypatch, error)
+    with pytest.raises(DiskFullError if isinstance(error, OSError) else CheckpointError) as caught:
+        save_now(tmp_path, engine, 2)
+    assert caught.value.on_all_ranks
+    assert names(tmp_path) == ["step-000001"]
 
 
 FULL_DISK = """

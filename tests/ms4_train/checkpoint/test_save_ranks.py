@@ -74,6 +74,13 @@ def test_a_failure_of_one_rank_is_raised_on_both(reports, name, kinds):
         assert report["failure"][f"{name} later"] == ["step-000002"]
 
 
+@pytest.mark.parametrize(("name", "kind"), [("written", "DiskFullError"), ("taken", "CheckpointError")])
+def test_a_failure_of_one_rank_in_a_save_that_is_waited_for_is_raised_on_both(reports, name, kind):
+    for report in reports:
+        found = report["failure_while_waited_for"]
+        assert (found[name], found[f"{name} left"], found[f"{name} later"]) == ([kind, True], [], ["step-000002"])
+
+
 def test_a_failing_commit_is_raised_on_both(reports):
     for report in reports:
         assert report["commit_failure"] == ["DiskFullError", True, []]

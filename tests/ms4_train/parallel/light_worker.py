@@ -32,6 +32,14 @@ def check_mesh(mesh):
     }
 
 
+def check_section(mesh):
+    """The mesh is asked for again by ranks of which one lays it out in another way."""
+    try:
+        init_mesh(ParallelSection(expert_parallel_size=2 - mesh.rank, zero_stage=1, timeout_seconds=60))
+    except ParallelError as error:
+        return {"said": str(error), "on_all_ranks": error.on_all_ranks, "left": not dist.is_initialized()}
+
+
 def check_traffic(mesh):
     counted = traffic.Traffic(traffic.ExpertBytes(dispatch=mesh.rank + 1, combine=10), traffic.ExpertBytes(combine=20))
     return traffic.metrics(counted, mesh)
@@ -111,6 +119,7 @@ def main() -> None:
         "stage_0": check_stage_0(mesh),
         "quantised": check_quantised(mesh),
         "deepspeed_imported": "deepspeed" in sys.modules,
+        "section": check_section(mesh),  # the last one: it ends the group
     }
     (Path(sys.argv[1]) / f"{mesh.rank}.json").write_text(json.dumps(report))
     mesh.close()

@@ -136,3 +136,15 @@ def test_sum_keeps_what_fp32_would_lose(light_report):
     """16777216 + 1 is not an fp32 number: token counts of a long run must still add up."""
     assert torch.tensor(16777216.0) + torch.tensor(1.0) == 16777216.0
     assert light_report[0]["mesh"]["large_sum"] == 16777217.0
+
+
+def test_ranks_of_other_layouts_are_refused_before_groups_are_made(light_report):
+    """Each would wait in another group, for ever. That equal ranks pass, every other report of this launch shows."""
+    host = socket.gethostname()
+    said = (
+        f"parallel.expert_parallel_size: differs between ranks: 2 on rank 0 (host {host}), 1 on rank 1 (host {host}). Fix: start every rank"
+    )
+    for report in light_report:
+        assert report["section"]["said"].startswith(said)
+        assert report["section"]["on_all_ranks"]
+        assert report["section"]["left"]

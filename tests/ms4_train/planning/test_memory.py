@@ -13,11 +13,13 @@ from support.distributed import run_ranks
 from support.models import tiny_config, tiny_model
 
 from ms4_train.adapters import attach
+from ms4_train.checkpoint.page_locked import page_locked_bytes
+from ms4_train.checkpoint.part import SHARD_BYTES, HeldPart
 from ms4_train.config.schema import SftRun
 from ms4_train.model import SequenceLayout, TextConfig, VisionConfig
 from ms4_train.parallel import Mesh, make_engine
-from ms4_train.planning import Base, memory_warning, plan_memory
-from ms4_train.planning.memory import PROGRAM, RESERVED
+from ms4_train.planning import Base, host_warning, memory_warning, plan_memory
+from ms4_train.planning.memory import PROGRAM, RESERVED, _sub_groups
 from ms4_train.weights.layouts.pieces import ModelConfig
 from ms4_train.weights.layouts.tables import Layout
 
@@ -131,10 +133,60 @@ def test_offloading_moves_state_to_the_host():
     assert moved.device < plain.device
     values = plain.optimizer // 12
     # Weights in bf16; fp32 weights and moments; gradients in bf16 and in fp32; and each rank's copy of its part while that is saved.
-    assert moved.host == PROGRAM + (2 + 12 + 2 + 4) * values + moved.checkpoint // 2
+    exact = PROGRAM + (2 + 12 + 2 + 4) * values + moved.checkpoint // 2
+    assert moved.saving == plain.saving == moved.checkpoint // 2
+    assert exact < moved.host < exact + (2 + 2 + 4) * values, "page-locked blocks are powers of two: less than twice what is in them"
     assert plain.host == PROGRAM + max(plain.weights, plain.checkpoint // 2)
     here = plan_memory(run_of(zero_stage=3, offload_optimizer="cpu"), Base(ModelConfig(tiny_config()), Layout.HF), 2, on_gpu=False)
     assert here.optimizer == plain.optimizer  # the host is the device
+
+
+def test_page_locked_gradients_of_the_release_by_hand():
+    """ZeRO 3 on 16 ranks: a layer's experts are 2^27 and 2^26 values of a rank, so five layers fill a block of 2^30."""
+    run = run_of(ranks=8, data_parallel_size=16, zero_stage=3, offload_optimizer="cpu")
+    frozen = run.training.model_copy(update={"train_router": False, "save_async": False})
+    plan = plan_memory(run.model_copy(update={"training": frozen}), RELEASE, 16)
+    experts, rest = 115_964_116_992 // 16, (3_437_181_952 - 36 * 128 * 4096) / 16
+    # Seven blocks of five layers and one of a layer, 2^30 bytes; the others' matrices; their vectors, a few kB.
+    gradients = 7 * 2**32 + 2**30 + 2**30 + 2**20
+    assert plan.host == pytest.approx(PROGRAM + 12 * (experts + rest) + gradients + page_locked_bytes(int(2 * (experts + rest))), rel=1e-4)
+
+
+def test_what_is_updated_at_once_ends_with_the_parameter_that_fills_it():
+    third = 400_000_000
+    assert list(_sub_groups([(third, third)] * 7)) == [3 * third, 3 * third, third]
+    assert list(_sub_groups([])) == []
+
+
+def saving_of(base, processes, *, on_gpu=True, training=(), **parallel):
+    run = run_of(ranks=parallel.pop("ranks", 1), **parallel)
+    changed = run.training.model_copy(update={"save_async": False, "train_router": False, **dict(training)})
+    return plan_memory(run.model_copy(update={"training": changed}), base, processes, on_gpu=on_gpu)
+
+
+def test_a_save_that_is_waited_for_holds_a_file_or_nothing():
+    tiny = Base(ModelConfig(tiny_config()), Layout.HF)
+    offloaded = saving_of(RELEASE, 16, ranks=8, data_parallel_size=16, zero_stage=3, offload_optimizer="cpu")
+    assert offloaded.saving == 0  # it is on the host, and is written from there
+    on_gpus = saving_of(RELEASE, 16, ranks=8, data_parallel_size=16, zero_stage=3)
+    assert on_gpus.saving == SHARD_BYTES + 12 * 2**27  # the largest piece: a rank's half of 16 experts' first matrices
+    assert on_gpus.host == PROGRAM + max(on_gpus.weights, on_gpus.saving)
+    assert saving_of(tiny, 1).saving == saving_of(tiny, 1).checkpoint  # less than a file
+    assert saving_of(tiny, 1, on_gpu=False).saving == 0
+    assert saving_of(RELEASE, 16, ranks=8, data_parallel_size=16, training={"save_async": True, "save_strategy": "no"}).saving == 0
+
+
+def test_the_copy_of_a_save_in_the_background_is_the_state():
+    """On a CPU it lies beside it, and is counted there."""
+    run = run_of("float32")
+    model = tiny_model(dtype=torch.float32).train()
+    part = HeldPart.copy_of(make_engine(model, Mesh(), training=run.training, parallel=run.parallel))
+    copied = sum(tensor.untyped_storage().nbytes() for piece in part.pieces for tensor in piece.tensors.values())
+    tiny = Base(ModelConfig(tiny_config()), Layout.HF)
+    plan, waits = (saving_of(tiny, 1, on_gpu=False, training={"save_async": each, "train_router": True}) for each in (True, False))
+    assert plan.saving == plan.checkpoint == pytest.approx(copied, abs=1 << 20)
+    assert plan.device == waits.device + plan.saving
+    assert ("copy of the state while it is saved", plan.saving) in list(plan.rows())
 
 
 def test_the_parts_add_up_and_are_printed():
@@ -156,3 +208,14 @@ def test_a_device_with_less_is_named():
         f"warning: the device has {(plan.device - 2_000_000_000) / 1e9:.2f} GB, about 2.00 GB less than this run needs. "
         "Raise parallel.expert_parallel_size or zero_stage, or lower data.max_length."
     )
+
+
+def test_a_machine_whose_memory_its_ranks_overfill_is_named():
+    plan = dataclasses.replace(plan_of({}), host=100_000_000_000)
+    assert host_warning(plan, 800_000_000_000, 8) is None
+    assert host_warning(plan, 790_000_000_000, 8) == (
+        "warning: this machine has 790 GB of memory, about 10.0 GB less than this run needs beside its GPUs (8 ranks, 100 GB each). "
+        "Spread it over more machines, or set training.save_async=false, which saves without a copy."
+    )
+    assert "(one rank)" in (host_warning(plan, 1, 1) or "")
+    assert host_warning(dataclasses.replace(plan, on_gpu=False), 1, 8) is None  # there the device is the machine

@@ -90,6 +90,17 @@ def test_error_has_the_exit_code_that_shells_expect():
     assert str(TrainingInterruptedError(signal.SIGINT)) == "stopped by SIGINT, at once; what was saved before stays."
 
 
+def test_the_way_on_is_that_of_the_setting():
+    def fix(resume):
+        return TrainingInterruptedError(signal.SIGTERM, step=3, saved=Path("out/step-000003"), resume=resume).fix
+
+    assert fix("auto") == "run the same command again to go on."
+    assert fix("never").startswith("start again with training.resume_from_checkpoint=auto to go on; ")
+    assert fix("never").endswith("the same command would begin at step 0 again.")
+    assert fix("runs/a/step-000002").endswith("=auto to go on; the same command would begin from runs/a/step-000002 again.")
+    assert TrainingInterruptedError(signal.SIGTERM, step=3, resume="never").fix is None
+
+
 def test_ranks_agree():
     class TwoRanks:
         world_size = 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 
 import pytest
 from support.distributed import ROOT, run_ranks
@@ -62,6 +64,34 @@ def test_what_cannot_be_done_ends_all_ranks_with_one_line(model, tmp_path):
         printed = on_ranks(tmp_path, name, config, check=False)
         assert said in printed[0], (name, printed)
         assert not any("Traceback" in text for text in printed), (name, printed)
+
+
+@pytest.mark.slow
+def test_ranks_with_another_configuration_or_model_are_refused_on_all(model, tmp_path):
+    """Rank 0 alone asks and writes, but every rank computes with what it read. Control: the runs above."""
+    other = write_ones_adapter(model, tmp_path / "tuned" / "adapter")
+    shutil.copytree(other, tmp_path / "1" / "adapter")
+    changed = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(changed, indent=7))
+    shutil.copytree(other, tmp_path / "0" / "adapter")
+    start = tmp_path / "start.py"
+    start.write_text(
+        "import os, sys\nrank = os.environ['RANK']\nos.chdir(os.path.join(sys.argv[1], rank))\n"
+        f"os.execv(sys.executable, [sys.executable, {str(MAIN)!r}, 'eval', 'run', f'{{sys.argv[1]}}/{{sys.argv[2]}}-{{rank}}.yaml'])\n"
+    )
+    parts = {"parallel": {"expert_parallel_size": 2}, "tasks": TASKS}
+    section = {"path": str(model), "dtype": "float32"}
+    cases = {
+        "seed": (("seed", 0), ("seed", 1), "seed: differs between ranks: 0 on rank 0 "),
+        "adapter": (("model", section | {"adapter": "adapter"}),) * 2 + ("model (adapter): differs between ranks: ",),
+    }
+    for name, (*of_rank, said) in cases.items():
+        for rank, given in enumerate(of_rank):
+            config = eval_run(model, tmp_path / f"{name}.sqlite", **({"model": section} | parts | dict([given])))
+            (tmp_path / f"{name}-{rank}.yaml").write_text(to_yaml(config))
+        for text in run_ranks(start, str(tmp_path), name, check=False):
+            assert f"error: {said}" in text, (name, text)
+            assert "Traceback" not in text
 
 
 def test_several_processes_are_refused_without_a_model_and_one_with_several_shares(model, tmp_path, monkeypatch):
