@@ -108,8 +108,10 @@ def generate_on_ranks(
     from ms4_train.config.schema import ParallelSection
     from ms4_train.inference.mesh_engine import EngineRanks
     from ms4_train.parallel import init_mesh
+    from ms4_train.parallel.alike import require_alike
     from ms4_train.parallel.together import everyone, main_only
     from ms4_train.parallel.watch import watched
+    from ms4_train.weights import base_fingerprint
 
     processes = os.environ["WORLD_SIZE"]
     if processes.isdigit():
@@ -120,6 +122,9 @@ def generate_on_ranks(
     try:
         with watched(mesh, timeout_seconds=TIMEOUT_SECONDS):
             chat_tokenizer, limit = everyone(mesh, lambda: open_model(model, adapter, tokenizer))
+            fingerprint = everyone(mesh, lambda: base_fingerprint(model))
+            own = {"MODEL": fingerprint, "--dtype": str(dtype), "--adapter": adapter is not None, "--keep-quantised": keep_quantised}
+            require_alike(mesh, own, fix="start every rank with the same command and the same files.")
             main_only(mesh, lambda: requests.extend(ask(chat_tokenizer, limit)))
             network = everyone(mesh, lambda: load_network(model, adapter, dtype, keep_quantised=keep_quantised, mesh=mesh))
             ranks = EngineRanks(network, chat_tokenizer, mesh)

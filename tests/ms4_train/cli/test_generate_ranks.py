@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
-from support.distributed import ROOT
+from safetensors.torch import load_file, save_file
+from support.distributed import ROOT, free_port, rank_environment
 from support.eval_files import write_model, write_ones_adapter
 from typer.testing import CliRunner
 
@@ -75,6 +77,32 @@ def test_an_error_of_rank_0_is_one_line_and_its_exit_code(model):
     assert code == 2
     assert "--max-tokens" in said
     assert "Traceback" not in shown + said
+
+
+@pytest.mark.slow
+def test_ranks_that_were_started_with_another_model_are_refused(model, tmp_path):
+    """As two machines would be, each with a command of its own; a copy of the model is the same model."""
+    other, _ = shutil.copytree(model, tmp_path / "other"), shutil.copytree(model, tmp_path / "copy")
+    weights = load_file(other / "model.safetensors")
+    save_file(
+        {name: weight + (name == "lm_head.weight") for name, weight in weights.items()}, other / "model.safetensors", {"format": "pt"}
+    )
+    for second, code in ((other, 2), (tmp_path / "copy", 0)):
+        port = free_port()
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "ms4_train.cli", "generate", str(path), QUESTION, "--max-tokens", "3"],
+                env=rank_environment(rank, 2, port),
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank, path in enumerate((model, second))
+        ]
+        said = [process.communicate(timeout=200)[0] for process in ranks]
+        assert [process.returncode for process in ranks] == [code, code], said
+        assert all(("MODEL: differs between ranks" in text) == (code == 2) for text in said), said
 
 
 def test_a_number_of_processes_that_does_not_fit_names_those_that_do(model):
