@@ -120,12 +120,18 @@ def other_conditions(saved: Mapping[str, Any], config: SftRun, mesh: Mapping[str
     ]
     if rows[0] != rows[1]:
         lines.append(
-            f"it changes {_change(('packed rows per step', *rows))}: an epoch has another number of steps, and those done count as such. "
-            "training.gradient_accumulation_steps can make up for another number of ranks."
+            f"it changes {_change(('packed rows per step', *rows))}: no row is lost or repeated, but epochs are counted as if every step "
+            f"had had as many.{_as_before(rows[0], now, mesh)}"
         )
     if length := [_change((f"training.{key}", before[key], now[key])) for key in LENGTH_KEYS if before[key] != now[key]]:
         lines.append(f"it changes {', '.join(length)}: from here on the learning rate follows the new length.")
     return lines
+
+
+def _as_before(rows: int, training: Mapping[str, Any], mesh: Mapping[str, int]) -> str:
+    """How steps would have the rows that they had; nothing where they cannot."""
+    steps, left = divmod(rows, training["per_device_train_batch_size"] * mesh["world_size"])
+    return "" if left else f" training.gradient_accumulation_steps={steps} keeps the steps as they were."
 
 
 def _change(item: tuple[str, Any, Any]) -> str:

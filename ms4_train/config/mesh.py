@@ -98,4 +98,4 @@ def _processes(count: int) -> str:
 
 
 def _start(count: int) -> str:
-    return f"ms4 train FILE --nproc {count}, or torchrun --nproc-per-node {count}"
+    return f"--nproc {count}, or torchrun --nproc-per-node {count}"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -92,7 +93,7 @@ def judging(mode: str = "rule", **settings: Any) -> Iterator[JudgeServer]:
     """A judge for the length of the block."""
     assert mode in MODES
     judge = JudgeServer(0, mode, **settings)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(judge))
+    server = _QuietServer(("127.0.0.1", 0), _handler(judge))
     judge.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
@@ -102,6 +103,14 @@ def judging(mode: str = "rule", **settings: Any) -> Iterator[JudgeServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _QuietServer(ThreadingHTTPServer):
+    """Says nothing of clients that go away in the middle."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _handler(judge: JudgeServer) -> type[BaseHTTPRequestHandler]:

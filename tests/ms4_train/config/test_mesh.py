@@ -87,7 +87,7 @@ def test_data_parallel_size_is_the_number_of_processes():
     assert accepts(None, data_parallel_size=16)
     error = refusal(8, data_parallel_size=16)
     assert error.key == "parallel.data_parallel_size"
-    assert "is 16, but there are 8 processes. Fix: set it to 8 or leave it out, or start 16 (ms4 train FILE --nproc 16" in str(error)
+    assert "is 16, but there are 8 processes. Fix: set it to 8 or leave it out, or start 16 (--nproc 16" in str(error)
 
 
 def test_a_plan_is_for_the_processes_that_the_file_asks_for():
