@@ -35,11 +35,18 @@ def check(file: _File, overrides: _Overrides = None) -> None:
     The number of processes is checked too, as far as it is known: data_parallel_size, and the model's experts where its folder is there.
     """
     from ms4_train.config import SftRun, load_run
+    from ms4_train.errors import ParallelError
 
     run = load_run(file, overrides or [])
     if isinstance(run, SftRun):
-        _check_mesh(run)
+        try:
+            _check_mesh(run)
+        except ParallelError as error:
+            error.file = str(file)
+            raise
     typer.echo(f"{file}: ok (recipe {run.recipe})")
+    if isinstance(run, SftRun) and not Path(run.model.path).is_dir():
+        typer.echo(f"not checked: what depends on the model; there is no folder {run.model.path} here", err=True)
 
 
 def _check_mesh(run: SftRun) -> None:

@@ -30,7 +30,7 @@ def invoke(*arguments):
 
 
 def test_check(file):
-    assert invoke("check", file).output == f"{file}: ok (recipe sft)\n"
+    assert invoke("check", file).stdout == f"{file}: ok (recipe sft)\n"
     result = invoke("check", file, "seed=-1")
     assert isinstance(result.exception, ConfigError)
     assert "override seed=-1: seed: -1 is out of range" in str(result.exception)
@@ -47,6 +47,15 @@ def test_check_says_which_processes_do_not_fit(file, tmp_path):
     save_model(tiny_model(config).state_dict(), tmp_path / "model", config=config)
     error = invoke("check", file, f"model.path={tmp_path / 'model'}", "parallel.expert_parallel_size=3").exception
     assert "a layer of the model has 8 experts" in str(error)
+
+
+def test_check_names_the_file_and_says_what_it_did_not_look_at(file):
+    refused = invoke("check", file, "parallel.data_parallel_size=2", "parallel.expert_parallel_size=3")
+    assert isinstance(refused.exception, ParallelError)
+    assert str(refused.exception).startswith(f"{file}: parallel.expert_parallel_size: is 3")
+    absent = invoke("check", file, "model.path=nowhere")
+    assert absent.exit_code == 0
+    assert "not checked: what depends on the model; there is no folder nowhere" in absent.stderr
 
 
 def test_show_prints_a_file_that_is_the_same_run(file, tmp_path):
